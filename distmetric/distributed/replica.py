@@ -1,0 +1,69 @@
+"""Who this process is among the training processes: the one value that the rest of the package passes around."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One rank of a group of equal training processes.
+
+    Args:
+        rank: Index of this process, 0 <= rank < world_size.
+        world_size: Number of processes. With 1, no process group is needed and every collective is the identity.
+        group: Process group the collectives run over; None is the default group.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def current(cls) -> Replica:
+        """The replica of the default process group, or a lone one where none is initialized."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(rank=dist.get_rank(), world_size=dist.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank is the one that writes files and talks to the tracker."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Replace `tensor` by its sum over the ranks, in place and without gradient."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def broadcast_int(self, value: int, device: torch.device | str = "cpu") -> int:
+        """The value that rank 0 holds, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.int64, device=device)
+        dist.broadcast(box, group_src=0, group=self.group)
+        return int(box.item())
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier(group=self.group)
+
+
+def join_from_environment(timeout_s: float = 600.0) -> Replica:
+    """Join the process group that torchrun describes in the environment, or stay alone where it does not.
+
+    Returns:
+        The replica of this process; backend nccl where CUDA is available, gloo elsewhere.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return Replica()
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    return Replica.current()
