@@ -1,0 +1,66 @@
+"""Euclidean distances: exact ones for listed pairs, and blocks of squared ones for searching.
+
+Shapes: B anchors, N columns, P listed pairs, D dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# What a block of B_block x N distances may take; about the size of a CPU's last-level cache, and on a GPU still
+# a matrix multiplication large enough to fill it.
+BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 where its type is narrower: distances cancel, and half precision has nothing to spare."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def row_blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]:
+    """Slices of rows such that a block of rows x columns of the type of `like` stays within `BLOCK_BYTES`."""
+    budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
+    rows = max(1, budget // max(1, num_columns * like.element_size()))
+    for start in range(0, num_rows, rows):
+        yield slice(start, min(start + rows, num_rows))
+
+
+def squared_distance_block(anchors: Tensor, columns: Tensor, column_squares: Tensor | None = None) -> Tensor:
+    """All squared distances of a few anchors to all columns, by one matrix multiplication.
+
+    Formula: |a|^2 + |c|^2 - 2 a.c, clamped at 0. The absolute error is about 1e-7 (|a| + |c|)^2 in float32, so
+    use it to search and to weigh, and `paired_distances` for values.
+
+    Args:
+        anchors: (B, D), float32 or float64.
+        columns: (N, D), same type.
+        column_squares: (N,) squared norms of the columns, where the caller has them.
+
+    Returns:
+        (B, N) squared distances. Cost: B N D multiplications, B N values.
+    """
+    if column_squares is None:
+        column_squares = columns.square().sum(1)
+    squares = torch.addmm(column_squares, anchors, columns.T, alpha=-2.0)
+    return squares.add_(anchors.square().sum(1, keepdim=True)).clamp_min_(0.0)
+
+
+def paired_distances(first: Tensor, second: Tensor) -> Tensor:
+    """Distance of each row of one tensor to the same row of the other, with a gradient that is never NaN.
+
+    Formula: d_p = |a_p - b_p|_2; gradient (a_p - b_p) / d_p, and 0 where the rows coincide.
+
+    Args:
+        first: (P, D) rows.
+        second: (P, D) rows.
+
+    Returns:
+        (P,) distances in float32 or wider. Cost: P D.
+    """
+    squares = (at_least_float32(first) - at_least_float32(second)).square().sum(-1)
+    apart = squares > 0
+    # The inner `where` keeps the root's infinite derivative at 0 out of the graph, the outer one the value at 0.
+    return torch.where(apart, torch.where(apart, squares, torch.ones_like(squares)).sqrt(), squares)
