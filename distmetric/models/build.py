@@ -1,0 +1,121 @@
+"""From the description of a model to the model."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from distmetric.distributed.batch_norm import convert_sync_batchnorm
+from distmetric.distributed.replica import Replica
+from distmetric.errors import ConfigError
+from distmetric.models.adapters import Preprocessing
+from distmetric.models.conv import ConvTrunk
+from distmetric.models.custom import build_custom
+from distmetric.models.embedder import Embedder
+from distmetric.models.norm import Norm
+from distmetric.models.resnet import SmallResNet
+from distmetric.models.spec import (
+    AnySpec,
+    ConvSpec,
+    CustomSpec,
+    EmbedderSpec,
+    ResNetSpec,
+    TimmSpec,
+    TransformersSpec,
+)
+
+
+def build_embedder(spec: AnySpec, seed: int, replica: Replica | None = None) -> Embedder:
+    """Build the model that a spec describes, on the CPU, with weights that depend on the seed alone.
+
+    Args:
+        spec: What to build.
+        seed: Seed of the initial weights. The global generator is left as it was.
+        replica: The ranks that norm "sync_batch" normalizes over; None for the default process group.
+
+    Returns:
+        The model in training mode, equal on all ranks that pass the same seed.
+
+    Raises:
+        ConfigError: The spec contradicts itself, or its model cannot be loaded.
+        ResourceError: A package that the spec needs is missing.
+
+    Corner cases: a custom trunk that draws its weights from another generator than PyTorch's default one is
+    not covered by the seed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the accelerators too, which are not forked here.
+        torch.default_generator.manual_seed(seed)
+        embedder = _embedder(spec, _trunk(spec))
+    # The head's norm always sees the joint batch: ranks that standardized alone would not share one space.
+    everything = spec.norm == "sync_batch"
+    convert_sync_batchnorm(embedder if everything else embedder.head, replica or Replica.current())
+    # Measured 1.3 to 2 times faster for convolutions on CPUs, and what tensor cores want; others do not notice.
+    return embedder.to(memory_format=torch.channels_last).train()
+
+
+def _trunk(spec: AnySpec) -> nn.Module:
+    match spec:
+        case ConvSpec():
+            trunk = ConvTrunk(spec.channels, spec.widths, _local_norm(spec), spec.pool_last)
+            if spec.image_size < trunk.min_size:
+                raise ConfigError(
+                    f"model.image_size={spec.image_size} is too small for {len(spec.widths)} blocks: "
+                    f"use at least {trunk.min_size}, or fewer model.widths"
+                )
+            return trunk
+        case ResNetSpec():
+            return SmallResNet(
+                spec.channels, spec.widths, spec.blocks_per_stage, _local_norm(spec), spec.stem_stride
+            )
+        case TransformersSpec():
+            from distmetric.models.hf import TransformersTrunk
+
+            return TransformersTrunk(
+                spec.model,
+                spec.pretrained,
+                spec.local_files_only,
+                spec.token,
+                spec.resize_to,
+                spec.image_size,
+            )
+        case TimmSpec():
+            from distmetric.models.timm import TimmTrunk
+
+            return TimmTrunk(spec.model, spec.pretrained, spec.token, spec.resize_to, spec.image_size)
+        case CustomSpec():
+            return build_custom(spec.target, spec.kwargs)
+
+
+def _local_norm(spec: ConvSpec | ResNetSpec) -> Norm:
+    return "group" if spec.norm == "group" else "batch"
+
+
+def _embedder(spec: EmbedderSpec, trunk: nn.Module) -> Embedder:
+    mean, std = _standardization(spec, getattr(trunk, "preprocessing", None))
+    return Embedder(
+        trunk,
+        spec.pooling,
+        spec.embedding_dim,
+        spec.normalize,
+        spec.head,
+        mean,
+        std,
+        image_shape=(max(spec.channels, len(mean)), spec.image_size, spec.image_size),
+    )
+
+
+def _standardization(spec: EmbedderSpec, own: Preprocessing | None) -> tuple[list[float], list[float]]:
+    fallback = Preprocessing((0.5,) * spec.channels, (0.5,) * spec.channels) if own is None else own
+    if spec.image_mean is None and spec.image_std is None:
+        return list(fallback.mean), list(fallback.std)
+    if spec.image_mean is None or spec.image_std is None:
+        raise ConfigError("model.image_mean and model.image_std go together: set both or neither")
+    if len(spec.image_mean) == len(spec.image_std) == 1:
+        return spec.image_mean * spec.channels, spec.image_std * spec.channels
+    if len(spec.image_mean) not in (spec.channels, len(fallback.mean)):
+        raise ConfigError(
+            f"model.image_mean has {len(spec.image_mean)} numbers for {spec.channels} channels: give one per "
+            "channel, or one for all"
+        )
+    return spec.image_mean, spec.image_std

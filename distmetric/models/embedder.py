@@ -1,0 +1,151 @@
+"""The model that every part of the package trains and evaluates: trunk, pooling, head, normalization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distmetric.errors import ConfigError, InputError
+from distmetric.models.pooling import pooling_layer
+from distmetric.models.probe import dry_run
+from distmetric.models.spec import Head, Pooling
+
+
+class Embedder(nn.Module):
+    """Images in, embeddings out.
+
+    e = unit(head(pool(trunk((images - mean) / std))))
+
+    Args:
+        trunk: Module (B, C, H, W) -> (B, F, h, w), or (B, F), which is then not pooled. An integer attribute
+            `num_features` saves a dry run.
+        pooling: "avg", "max", "gem" (learned exponent) or "flatten".
+        embedding_dim: Length D of an embedding.
+        normalize: Whether embeddings are scaled to length one.
+        head: "linear_bn" (linear, then every dimension standardized over the batch), "linear", "mlp" (one hidden
+            layer of F units, ReLU) or "none", for which D must be F. Standardizing keeps the embeddings from
+            collapsing into one point, which the hardest pairs of an untrained model otherwise lead to.
+        image_mean: Mean per channel of images in [0, 1]; a single number is for all channels.
+        image_std: Standard deviation per channel, equally long.
+        image_shape: (C, H, W) of the trunk's input, to check images against and for a dry run. Needed where
+            the number of pooled features is unknown: with "flatten", or a trunk without `num_features`.
+
+    Attributes:
+        embedding_dim: Length D of an embedding.
+
+    Raises:
+        ConfigError: Head "none" with another D, or means and deviations that do not fit together.
+
+    Corner cases: an embedding of zeros stays zeros and passes no gradient, instead of NaN.
+    """
+
+    image_mean: Tensor
+    image_std: Tensor
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        pooling: Pooling = "avg",
+        embedding_dim: int = 128,
+        normalize: bool = True,
+        head: Head = "linear_bn",
+        image_mean: Sequence[float] = (0.5,),
+        image_std: Sequence[float] = (0.5,),
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(image_mean) != len(image_std) or not image_mean or min(image_std) <= 0:
+            raise ConfigError(
+                f"model.image_mean={list(image_mean)} and model.image_std={list(image_std)} must be "
+                "equally long, one number per channel, and the deviations positive"
+            )
+        self.trunk = trunk
+        self.pooling = pooling_layer(pooling)
+        self.normalize = normalize
+        self.embedding_dim = embedding_dim
+        self.channels = image_shape[0] if image_shape else (len(image_mean) if len(image_mean) > 1 else None)
+        repeats = self.channels if self.channels and len(image_mean) == 1 else 1
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1).repeat(repeats, 1, 1))
+        self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1).repeat(repeats, 1, 1))
+        channels, pooled = self._widths(pooling, image_shape)
+        self.head = _head(head, pooled, channels, embedding_dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: (B, C, H, W), floating point in [0, 1] or uint8. A single gray channel is repeated where
+                the model takes three.
+
+        Returns:
+            Embeddings (B, D): float64 for a float64 model, else float32, under autocast too.
+
+        Raises:
+            InputError: The images have another layout or number type.
+        """
+        embeddings: Tensor = self.head(self._pool(self.trunk(self._standardize(images))))
+        if embeddings.dtype in (torch.float16, torch.bfloat16):
+            embeddings = embeddings.float()
+        return unit_length(embeddings) if self.normalize else embeddings
+
+    def _standardize(self, images: Tensor) -> Tensor:
+        if images.dim() != 4 or (self.channels and images.shape[1] not in (1, self.channels)):
+            raise InputError(
+                f"images have shape {tuple(images.shape)}, but the model takes "
+                f"(batch, {self.channels or 'channels'}, height, width)"
+            )
+        if not images.is_floating_point() and images.dtype != torch.uint8:
+            raise InputError(f"images are {images.dtype}, but the model takes floats in [0, 1] or uint8")
+        scaled = images.to(self.image_mean.dtype)
+        if images.dtype == torch.uint8:
+            scaled = scaled / 255
+        return (scaled - self.image_mean) / self.image_std
+
+    def _pool(self, features: Tensor) -> Tensor:
+        pooled: Tensor = features if features.dim() == 2 else self.pooling(features)
+        return pooled
+
+    def _widths(self, pooling: Pooling, image_shape: tuple[int, int, int] | None) -> tuple[int, int]:
+        """Number of features before and after pooling; drops a pooling that would never be used."""
+        known = getattr(self.trunk, "num_features", None)
+        if isinstance(known, int) and (
+            pooling in ("avg", "max") or (pooling == "gem" and image_shape is None)
+        ):
+            return known, known
+        if image_shape is None:
+            raise ConfigError("the trunk's number of features is unknown: give num_features or image_shape")
+        features = dry_run(self.trunk, image_shape)
+        if features.dim() == 2:
+            # The exponent of an idle GeM would get no gradient, which DistributedDataParallel does not take.
+            self.pooling = nn.Identity()
+        return features.shape[1], self._pool(features).shape[1]
+
+
+def unit_length(embeddings: Tensor) -> Tensor:
+    """Scale rows (B, D) to length one in their own dtype; rows of zeros stay zeros and pass no gradient."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        norms = embeddings.norm(dim=1, keepdim=True)
+        # Dividing by max(norm, eps) instead would give a zero row a gradient of 1/eps.
+        alive = norms > 1e-12
+        return torch.where(alive, embeddings / torch.where(alive, norms, 1), 0)
+
+
+def _head(head: Head, pooled: int, channels: int, embedding_dim: int) -> nn.Module:
+    if head == "linear_bn":
+        # Two spatial dimensions of one pixel, so that it is the batch norm that can be synchronized over ranks.
+        norm = nn.BatchNorm2d(embedding_dim, affine=False)
+        return nn.Sequential(
+            nn.Linear(pooled, embedding_dim, bias=False), nn.Unflatten(1, (-1, 1, 1)), norm, nn.Flatten()
+        )
+    if head == "linear":
+        return nn.Linear(pooled, embedding_dim)
+    if head == "mlp":
+        return nn.Sequential(nn.Linear(pooled, channels), nn.ReLU(), nn.Linear(channels, embedding_dim))
+    if pooled != embedding_dim:
+        raise ConfigError(
+            f"model.embedding_dim={embedding_dim}, but without a head the trunk gives {pooled}: set "
+            f"model.embedding_dim={pooled} or model.head=linear"
+        )
+    return nn.Identity()

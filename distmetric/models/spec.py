@@ -1,0 +1,130 @@
+"""What a model is made of, as data: one small dataclass per kind of trunk, told apart by `name`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Pooling = Literal["avg", "max", "gem", "flatten"]
+Head = Literal["linear_bn", "linear", "mlp", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedderSpec:
+    """What every model has in common: the images it takes and what happens to the features of its trunk."""
+
+    name: str
+    """Which kind of trunk this describes."""
+    image_size: int = 28
+    """Side of the square input images in pixels."""
+    channels: int = 1
+    """Channels of the input images: 1 for gray, 3 for RGB."""
+    embedding_dim: int = 128
+    """Length of an embedding; with head none it must be what the pooled trunk gives."""
+    pooling: Pooling = "avg"
+    """How a feature map becomes a vector; trunks that give vectors already are not pooled."""
+    head: Head = "linear_bn"
+    """What maps the pooled features to the embedding; linear_bn standardizes each dimension over the joint batch."""
+    normalize: bool = True
+    """Whether embeddings are scaled to length one."""
+    image_mean: list[float] | None = None
+    """Mean per channel to subtract from images in [0, 1]; null takes the trunk's own, else 0.5."""
+    image_std: list[float] | None = None
+    """Standard deviation per channel to divide by; null takes the trunk's own, else 0.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvSpec(EmbedderSpec):
+    """A plain stack of convolutions, for small images."""
+
+    name: Literal["conv"] = "conv"
+    """Which kind of trunk this describes."""
+    widths: list[int] = field(default_factory=lambda: [64, 64, 64, 64])
+    """Channels of each block; every block halves the image."""
+    pool_last: bool = True
+    """Whether the last block halves the image too."""
+    norm: Literal["batch", "sync_batch", "group"] = "batch"
+    """Normalization: over this rank's batch, over the batches of all ranks, or per image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetSpec(EmbedderSpec):
+    """A small residual network."""
+
+    name: Literal["resnet"] = "resnet"
+    """Which kind of trunk this describes."""
+    widths: list[int] = field(default_factory=lambda: [64, 128, 256])
+    """Channels of each stage; every stage after the first halves the image."""
+    blocks_per_stage: list[int] = field(default_factory=lambda: [2, 2, 2])
+    """Residual blocks of each stage."""
+    stem_stride: int = 1
+    """Stride of the first convolution; 2 saves three quarters of the work on large images."""
+    norm: Literal["batch", "sync_batch", "group"] = "batch"
+    """Normalization: over this rank's batch, over the batches of all ranks, or per image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersSpec(EmbedderSpec):
+    """A vision model of the transformers library."""
+
+    name: Literal["transformers"] = "transformers"
+    """Which kind of trunk this describes."""
+    model: str = "facebook/dinov2-small"
+    """Name on the Hugging Face Hub, or path of a local folder that has a config.json."""
+    pretrained: bool = True
+    """Whether to load the weights; false takes the architecture with fresh ones."""
+    local_files_only: bool = False
+    """Whether to look only at local files, without a network."""
+    token: Literal["cls", "mean"] = "cls"
+    """Which tokens of a vision transformer make the feature vector: the class token or the mean of the
+    patches."""
+    resize_to: int | None = None
+    """Side that images are resized to before the trunk; null takes the model's own, 0 keeps them as they
+    are."""
+    norm: Literal["batch", "sync_batch"] = "batch"
+    """Whether the trunk's batch norms, if any, see this rank's batch or those of all ranks."""
+    image_size: int = 224
+    """Side of the square input images in pixels."""
+    channels: int = 3
+    """Channels of the input images: 1 for gray, 3 for RGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmSpec(EmbedderSpec):
+    """A model of the timm library, which needs torchvision beside it."""
+
+    name: Literal["timm"] = "timm"
+    """Which kind of trunk this describes."""
+    model: str = "resnet50"
+    """Name that timm.create_model takes."""
+    pretrained: bool = True
+    """Whether to load the weights; false takes the architecture with fresh ones."""
+    token: Literal["cls", "mean"] = "cls"
+    """Which tokens of a vision transformer make the feature vector: the class token or the mean of the
+    patches."""
+    resize_to: int | None = None
+    """Side that images are resized to before the trunk; null takes the model's own, 0 keeps them as they
+    are."""
+    norm: Literal["batch", "sync_batch"] = "batch"
+    """Whether the trunk's batch norms, if any, see this rank's batch or those of all ranks."""
+    image_size: int = 224
+    """Side of the square input images in pixels."""
+    channels: int = 3
+    """Channels of the input images: 1 for gray, 3 for RGB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomSpec(EmbedderSpec):
+    """A trunk of your own: any importable nn.Module that gives (B, F, h, w) or (B, F)."""
+
+    name: Literal["custom"] = "custom"
+    """Which kind of trunk this describes."""
+    target: str
+    """Dotted path of the class, as in my_package.trunks.MyTrunk."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the class."""
+    norm: Literal["batch", "sync_batch"] = "batch"
+    """Whether the trunk's batch norms, if any, see this rank's batch or those of all ranks."""
+
+
+AnySpec = ConvSpec | ResNetSpec | TransformersSpec | TimmSpec | CustomSpec

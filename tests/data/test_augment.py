@@ -1,0 +1,321 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from distmetric.data.augment import AugmentSpec, augment, uniform
+from distmetric.errors import ConfigError
+
+EVERYTHING = AugmentSpec(
+    rotation=30,
+    translate=0.1,
+    scale_min=0.7,
+    scale_max=1.3,
+    shear=10,
+    crop_area=0.4,
+    flip=0.5,
+    erase=0.5,
+    brightness=0.3,
+    contrast=0.3,
+    saturation=0.3,
+    noise=0.05,
+    fill="reflection",
+)
+ONE_AT_A_TIME = {
+    "rotation": AugmentSpec(rotation=30),
+    "translate": AugmentSpec(translate=0.2, fill=1.0),
+    "scale": AugmentSpec(scale_min=0.5, scale_max=1.5, fill="border"),
+    "shear": AugmentSpec(shear=20),
+    "crop": AugmentSpec(crop_area=0.3),
+    "flip": AugmentSpec(flip=0.5),
+    "erase": AugmentSpec(erase=0.9),
+    "brightness": AugmentSpec(brightness=0.5),
+    "contrast": AugmentSpec(contrast=0.5),
+    "saturation": AugmentSpec(saturation=0.5),
+    "noise": AugmentSpec(noise=0.1),
+    "everything": EVERYTHING,
+    "white": replace(EVERYTHING, fill=1.0),
+}
+
+
+def pictures(count: int = 7, channels: int = 3, height: int = 19, width: int = 13) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (count, channels, height, width), dtype=torch.uint8, generator=generator)
+
+
+def mixed(z: int) -> int:
+    """SplitMix64's finalizer, spelled out."""
+    mask = 2**64 - 1
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & mask
+    return z ^ (z >> 31)
+
+
+def uniform_by_hand(seed: int, step: int, identity: int, draw: int) -> float:
+    golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1
+    key = mixed(mixed(seed & mask) ^ mixed((step + golden) & mask))
+    stream = mixed((identity * golden + key) & mask)
+    return (mixed((stream + (draw + 1) * golden) & mask) >> 11) / 2**53
+
+
+def test_the_mixer_is_splitmix64():
+    # The first output for seed 1234567, as published with many implementations.
+    assert mixed(1234567 + 0x9E3779B97F4A7C15) == 6457827717110365317
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63])
+def test_draws_equal_plain_integer_arithmetic(seed):
+    ids = torch.tensor([0, 1, 5, -3, 2**62, -(2**63)])
+    for step in (0, 1, 123_456_789):
+        drawn = uniform(seed, step, ids, 5)
+        assert drawn.tolist() == [[uniform_by_hand(seed, step, i, d) for d in range(5)] for i in ids.tolist()]
+
+
+def test_golden_draws():
+    assert uniform(0, 0, torch.tensor([0, 1]), 2).tolist() == [
+        [0.17541561601846456, 0.4732158221135335],
+        [0.3660577160841394, 0.26405596930022257],
+    ]
+
+
+def test_draws_are_uniform():
+    drawn = uniform(1, 2, torch.arange(20_000), 4).flatten()
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    counts = torch.histc(drawn.float(), 100, 0, 1)
+    expected = len(drawn) / 100
+    assert (
+        (counts - expected) ** 2 / expected
+    ).sum() < 149  # the 99.9 percent quantile for 99 degrees of freedom
+    assert drawn.mean().item() == pytest.approx(1 / 2, abs=4 * (1 / 12 / len(drawn)) ** 0.5)
+    assert drawn.var().item() == pytest.approx(1 / 12, rel=0.02)
+
+
+def test_draws_are_independent_between_draws_steps_ids_and_seeds():
+    ids = torch.arange(50_000)
+    base = uniform(3, 10, ids, 3)
+    others = {
+        "draw": base[:, 1],
+        "next draw": base[:, 2],
+        "step": uniform(3, 11, ids, 1)[:, 0],
+        "id": uniform(3, 10, ids + 1, 1)[:, 0],
+        "seed": uniform(4, 10, ids, 1)[:, 0],
+        "swapped": uniform(10, 3, ids, 1)[:, 0],
+    }
+    for name, other in others.items():
+        correlation = torch.corrcoef(torch.stack([base[:, 0], other]))[0, 1].abs().item()
+        assert correlation < 4 / len(ids) ** 0.5, name
+    assert len(set(base.flatten().tolist())) == base.numel()
+    assert torch.equal(uniform(3, 10, ids, 1), base[:, :1])
+
+
+@pytest.mark.parametrize("name", ONE_AT_A_TIME)
+def test_bits_do_not_depend_on_the_batch(name):
+    spec, images, ids = ONE_AT_A_TIME[name], pictures(), torch.tensor([4, 9, 2, 1000, 7, 5, 3])
+    whole = augment(images, spec, 1, 5, ids)
+    assert whole.dtype == torch.float32
+    assert whole.shape == images.shape
+    assert (whole >= 0).all()
+    assert (whole <= 1).all()
+    for i in range(len(images)):
+        assert torch.equal(augment(images[i : i + 1], spec, 1, 5, ids[i : i + 1])[0], whole[i])
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    assert torch.equal(augment(images[order], spec, 1, 5, ids[order]), whole[order])
+    assert not torch.equal(augment(images, spec, 1, 6, ids), whole)
+    assert not torch.equal(augment(images, spec, 2, 5, ids), whole)
+    assert not torch.equal(augment(images, spec, 1, 5, ids + 1), whole)
+
+
+def test_bits_do_not_depend_on_threads_layout_or_a_large_batch():
+    images, ids = pictures(96, 3, 64, 64), torch.arange(96)
+    whole = augment(images, EVERYTHING, 0, 0, ids)
+    torch.set_num_threads(2)
+    assert torch.equal(augment(images, EVERYTHING, 0, 0, ids), whole)
+    assert torch.equal(augment(images[50:51], EVERYTHING, 0, 0, ids[50:51]), whole[50:51])
+    torch.set_num_threads(1)
+    laid_out = images.to(memory_format=torch.channels_last)
+    assert torch.equal(augment(laid_out, EVERYTHING, 0, 0, ids), whole)
+
+
+def test_input_is_left_alone_and_bytes_equal_floats():
+    images, ids = pictures().float() / 255, torch.arange(7)
+    before = images.clone()
+    varied = augment(images, EVERYTHING, 0, 0, ids)
+    assert torch.equal(images, before)
+    assert torch.equal(augment(pictures(), EVERYTHING, 0, 0, ids), varied)
+    assert augment(images.double(), EVERYTHING, 0, 0, ids).dtype == torch.float32
+
+
+def test_defaults_are_the_identity():
+    assert AugmentSpec().is_identity
+    assert torch.equal(augment(pictures(), AugmentSpec(), 0, 0, torch.arange(7)), pictures().float() / 255)
+    assert not any(spec.is_identity for spec in ONE_AT_A_TIME.values())
+
+
+def test_an_empty_batch_stays_empty():
+    assert augment(pictures(0), EVERYTHING, 0, 0, torch.arange(0)).shape == (0, 3, 19, 13)
+
+
+def test_flip_mirrors_about_as_often_as_asked():
+    images = pictures(1).expand(400, -1, -1, -1).float() / 255
+    flipped = augment(images, AugmentSpec(flip=0.25), 0, 0, torch.arange(400))
+    mirrored = (flipped - images.flip(3)).abs().amax((1, 2, 3)) < 1e-5
+    kept = (flipped - images).abs().amax((1, 2, 3)) < 1e-5
+    assert (mirrored ^ kept).all()
+    assert mirrored.float().mean().item() == pytest.approx(0.25, abs=0.08)
+
+
+def dot(height: int, width: int, row: float, column: float) -> torch.Tensor:
+    """A blurred dot, so that its center of mass can be followed."""
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+    return torch.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 4)[None]
+
+
+def center_of_mass(image: torch.Tensor) -> tuple[float, float]:
+    mass = image[0].double() / image[0].double().sum()
+    rows, columns = mass.sum(1), mass.sum(0)
+    middle = ((len(rows) - 1) / 2, (len(columns) - 1) / 2)
+    return (
+        (rows * torch.arange(len(rows))).sum().item() - middle[0],
+        (columns * torch.arange(len(columns))).sum().item() - middle[1],
+    )
+
+
+@pytest.mark.parametrize("shape", [(41, 41), (41, 61)])
+def test_rotation_keeps_distances_from_the_center(shape):
+    ids = torch.arange(50)
+    images = dot(*shape, 20, shape[1] // 2 + 10).expand(50, 1, *shape)
+    angles = []
+    for image in augment(images, AugmentSpec(rotation=45), 0, 0, ids):
+        row, column = center_of_mass(image)
+        assert (row**2 + column**2) ** 0.5 == pytest.approx(10, abs=0.1)
+        angles.append(torch.rad2deg(torch.atan2(torch.tensor(row), torch.tensor(column))).item())
+    drawn = (uniform(0, 0, ids, 1)[:, 0] * 90 - 45).tolist()
+    assert [abs(angle) for angle in angles] == pytest.approx([abs(angle) for angle in drawn], abs=0.5)
+    assert min(angles) < -20 < 20 < max(angles)
+
+
+def test_shift_moves_by_at_most_the_fraction():
+    images = dot(40, 60, 19.5, 29.5).expand(200, 1, 40, 60)
+    moved = [
+        center_of_mass(image)
+        for image in augment(images, AugmentSpec(translate=0.2), 0, 0, torch.arange(200))
+    ]
+    rows, columns = zip(*moved, strict=True)
+    assert 7 < max(rows) < 8.05
+    assert -8.05 < min(rows) < -7
+    assert 11 < max(columns) < 12.05
+    assert -12.05 < min(columns) < -11
+
+
+def test_scale_enlarges_the_content():
+    images = dot(41, 41, 20, 30).expand(20, 1, 41, 41)
+    for image in augment(images, AugmentSpec(scale_min=1.5, scale_max=1.5), 0, 0, torch.arange(20)):
+        assert center_of_mass(image) == pytest.approx((0, 15), abs=0.2)
+
+
+def test_shear_moves_rows_against_each_other():
+    images = dot(41, 41, 10, 20).expand(50, 1, 41, 41)
+    sheared = augment(images, AugmentSpec(shear=30), 0, 0, torch.arange(50))
+    rows, columns = zip(*(center_of_mass(image) for image in sheared), strict=True)
+    assert rows == pytest.approx([-10] * 50, abs=0.1)
+    assert 4 < max(columns) < 10 * 0.58
+    assert -10 * 0.58 < min(columns) < -4
+
+
+def test_crop_shows_a_part_of_at_least_that_area():
+    """A ramp shows where the window lies: left and right edge, top and bottom."""
+    ramp = torch.linspace(0, 1, 101)
+    images = torch.stack([ramp.expand(101, 101), ramp[:, None].expand(101, 101)]).expand(300, 2, 101, 101)
+    cropped = augment(images, AugmentSpec(crop_area=0.3, fill="border"), 0, 0, torch.arange(300))
+    width = cropped[:, 0, 0, -1] - cropped[:, 0, 0, 0]
+    height = cropped[:, 1, -1, 0] - cropped[:, 1, 0, 0]
+    assert (width * height).min() > 0.28
+    assert (width * height).min() < 0.4
+    assert (width * height).max() > 0.9
+    assert ((width / height).log().abs() < 0.31).all()
+    assert cropped[:, 0, 0, 0].max() > 0.3
+
+
+@pytest.mark.parametrize(("fill", "expected"), [("zeros", 0.0), (1.0, 1.0), (0.25, 0.25), ("border", 0.6)])
+def test_fill_is_what_comes_in_from_outside(fill, expected):
+    images = torch.full((20, 1, 20, 20), 0.6)
+    shrunk = augment(images, AugmentSpec(scale_min=0.4, scale_max=0.4, fill=fill), 0, 0, torch.arange(20))
+    torch.testing.assert_close(shrunk[:, 0, 0, 0], torch.full((20,), expected))
+    torch.testing.assert_close(shrunk[:, 0, 10, 10], torch.full((20,), 0.6))
+
+
+def test_erase_blanks_a_rectangle_of_the_right_size():
+    images = torch.ones(500, 2, 40, 40)
+    spec = AugmentSpec(erase=0.5, erase_min=0.1, erase_max=0.3)
+    erased = augment(images, spec, 0, 0, torch.arange(500)) == 0
+    assert torch.equal(erased[:, 0], erased[:, 1])
+    area = erased[:, 0].float().mean((1, 2))
+    hit = area > 0
+    assert hit.float().mean().item() == pytest.approx(0.5, abs=0.08)
+    assert area[hit].min() > 0.08
+    assert area[hit].max() < 0.33
+    assert area[hit].mean().item() == pytest.approx(0.2, abs=0.01)
+    rows, columns = erased[:, 0].any(2).sum(1), erased[:, 0].any(1).sum(1)
+    assert torch.equal(rows * columns, erased[:, 0].sum((1, 2)))
+
+
+def test_colors_change_as_named():
+    images, ids = pictures().float() / 255 * 0.4 + 0.2, torch.arange(7)
+    ratio = augment(images, AugmentSpec(brightness=0.3), 0, 0, ids) / images
+    assert ratio.amax((1, 2, 3)).tolist() == pytest.approx(ratio.amin((1, 2, 3)).tolist(), rel=1e-5)
+    assert ratio.max() <= 1.3001
+    gray = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    contrasted = augment(images, AugmentSpec(contrast=0.3), 0, 0, ids)
+    torch.testing.assert_close(
+        (contrasted * gray).sum(1).mean((1, 2)), (images * gray).sum(1).mean((1, 2)), rtol=1e-4, atol=1e-4
+    )
+    assert not torch.allclose(contrasted, images)
+    saturated = augment(images, AugmentSpec(saturation=0.3), 0, 0, ids)
+    torch.testing.assert_close((saturated * gray).sum(1), (images * gray).sum(1), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(saturated, images)
+
+
+def test_noise_is_nearly_normal_and_fresh_for_every_pixel():
+    images = torch.full((4, 1, 100, 100), 0.5)
+    noise = (augment(images, AugmentSpec(noise=0.1), 0, 0, torch.arange(4)) - 0.5) / 0.1
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.01)
+    assert (noise.abs() < 1).float().mean().item() == pytest.approx(0.68, abs=0.02)
+    flat = noise.flatten(1)
+    assert (torch.corrcoef(flat) - torch.eye(4)).abs().max() < 0.05
+    assert torch.corrcoef(torch.stack([flat[0, 1:], flat[0, :-1]]))[0, 1].abs() < 0.05
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rotation": -1.0},
+        {"rotation": 181.0},
+        {"shear": 90.0},
+        {"flip": 1.5},
+        {"scale_min": 0.0},
+        {"scale_min": 2.0, "scale_max": 1.0},
+        {"scale_max": float("inf")},
+        {"erase_min": 0.5},
+        {"noise": float("nan")},
+        {"fill": 2.0},
+        {"fill": "mirror"},
+    ],
+)
+def test_fields_out_of_range_are_one_line(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))) as caught:
+        AugmentSpec(**wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_may_be_an_integer():
+    assert AugmentSpec(rotation=10, fill=1).fill == 1
+    assert {field.name for field in fields(AugmentSpec)} >= {"rotation", "fill"}
+
+
+def test_wrong_images_are_one_line():
+    with pytest.raises(ConfigError, match="needs RGB images, these have 1 channels"):
+        augment(pictures(2, 1), AugmentSpec(saturation=0.1), 0, 0, torch.arange(2))
+    for ids in (torch.arange(3), torch.rand(2), torch.arange(2)[:, None]):
+        with pytest.raises(ValueError, match="integer id"):
+            augment(pictures(2), AugmentSpec(flip=0.5), 0, 0, ids)
