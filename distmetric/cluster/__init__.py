@@ -1,0 +1,1 @@
+"""Everything Ray: fit(config), its session, its workers."""

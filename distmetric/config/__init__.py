@@ -1,0 +1,1 @@
+"""Configuration: dataclasses (`schema`), strict decoding (`decode`), composition from conf/ (`compose`, Hydra)."""

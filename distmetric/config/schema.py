@@ -1,0 +1,215 @@
+"""The configuration of a training run as typed values: one dataclass per group of conf/, one line per field.
+
+Every leaf of conf/*.yaml is a field here, and nothing else is accepted (`config/compose.py` checks). Built-in parts
+are chosen by `name`; their settings live beside the part they describe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from distmetric.data.augment import AugmentSpec
+from distmetric.losses.build import LossConfig
+from distmetric.models.spec import AnySpec
+from distmetric.samplers.pk import PKSamplerConfig
+
+DEFAULT_CACHE = "~/.cache/distmetric"
+
+
+@dataclass(kw_only=True, frozen=True)
+class CatalogDataConfig:
+    """A catalog file, as `jobs/ingest.py` writes it."""
+
+    name: Literal["catalog"] = "catalog"
+    path: str
+    """The catalog file, on a path that every worker can read."""
+    train_split: str = "train"
+    """Split that is learned from."""
+    test_split: str = "test"
+    """Split whose classes the evaluation retrieves; never trained on."""
+    memory_limit_gib: float = 2.0
+    """Images are decoded once into memory if they fit into this much per worker, and at every use otherwise."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class GlyphsDataConfig:
+    """The built-in data set of Unicode glyphs, drawn on first use."""
+
+    name: Literal["glyphs"] = "glyphs"
+    cache_dir: str | None = None
+    """Folder the drawn catalog is kept in; null: `DEFAULT_CACHE`."""
+    size: int = 28
+    """Side of the images in pixels."""
+    seed: int = 0
+    """Key of the jitter and of the split."""
+    test_fraction: float = 1 / 3
+    """Fraction of the classes that is held out."""
+    max_classes: int | None = None
+    """Draw only this many classes (for tests)."""
+    train_split: str = "train"
+    """Split that is learned from."""
+    test_split: str = "test"
+    """Split whose classes the evaluation retrieves; never trained on."""
+    memory_limit_gib: float = 2.0
+    """Images are decoded once into memory if they fit into this much per worker, and at every use otherwise."""
+
+
+DataConfig = CatalogDataConfig | GlyphsDataConfig
+
+
+@dataclass(kw_only=True, frozen=True)
+class AdamWConfig:
+    """AdamW (Loshchilov, Hutter, arXiv 1711.05101)."""
+
+    name: Literal["adamw"] = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate of the model."""
+    loss_lr_multiplier: float = 10.0
+    """Learning rate of the loss's own parameters (proxies, centers), as a multiple of `lr`."""
+    weight_decay: float = 1e-4
+    """Decay of weights; norms, biases and the loss's parameters are not decayed."""
+    beta1: float = 0.9
+    """Momentum of the first moment."""
+    beta2: float = 0.999
+    """Momentum of the second moment."""
+    clip_norm: float | None = None
+    """Scale gradients down to this global norm; null leaves them."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class SGDConfig:
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    name: Literal["sgd"] = "sgd"
+    lr: float = 0.1
+    """Peak learning rate of the model."""
+    loss_lr_multiplier: float = 10.0
+    """Learning rate of the loss's own parameters (proxies, centers), as a multiple of `lr`."""
+    weight_decay: float = 1e-4
+    """Decay of weights; norms, biases and the loss's parameters are not decayed."""
+    momentum: float = 0.9
+    """Nesterov momentum; 0 for plain descent."""
+    clip_norm: float | None = None
+    """Scale gradients down to this global norm; null leaves them."""
+
+
+OptimConfig = AdamWConfig | SGDConfig
+
+
+@dataclass(kw_only=True, frozen=True)
+class ScheduleConfig:
+    """Learning rate as a multiple of its peak: linear warm-up, then one of three shapes to `final_fraction`."""
+
+    name: Literal["constant", "cosine", "exponential"] = "cosine"
+    warmup_steps: int = 50
+    """Steps over which the rate rises from 0 to its peak."""
+    decay_start: float = 0.0
+    """Fraction of the steps after which decay begins; the rate stays at its peak before."""
+    final_fraction: float = 0.01
+    """Where the rate ends, as a fraction of its peak (constant: unused)."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainConfig:
+    """How long and in which numbers."""
+
+    steps: int = 600
+    """Optimizer steps of the whole run."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """bfloat16: autocast of the trunk, with float32 weights, similarities and loss. float64: for equality tests."""
+    log_every: int = 10
+    """Steps between two transfers of the per-step measurements to the tracker (every step is logged)."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainerConfig:
+    """The Ray workers."""
+
+    num_workers: int = 2
+    """Training processes; each takes an equal slice of the global batch."""
+    use_gpu: bool = False
+    """One GPU and NCCL per worker instead of CPUs and gloo."""
+    cpus_per_worker: float = 1.0
+    """CPUs that Ray reserves for a worker; it computes with as many threads."""
+    max_failures: int = 3
+    """How often lost workers are replaced and training resumes before the run fails."""
+    address: str | None = None
+    """Ray cluster to join; null: the one named by RAY_ADDRESS (as inside a job), else a private local Ray."""
+    start_timeout_s: float = 60.0
+    """How long to wait for the workers to be placed; on an autoscaled cluster, for machines to boot."""
+    timeout_s: float = 600.0
+    """How long a collective waits for a silent rank."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class EvalConfig:
+    """Retrieval on the test split, leave-one-out, sharded over the workers."""
+
+    every_steps: int = 200
+    """Steps between two evaluations; the last step is always evaluated."""
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    """The k of recall@k."""
+    batch_size: int = 512
+    """Images per forward pass and worker."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class CheckpointConfig:
+    """What is kept of a run."""
+
+    every_steps: int = 200
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last: int = 2
+    """How many of the newest checkpoints stay; the best one always does."""
+    best_metric: str = "recall_at_1"
+    """Evaluation metric (higher is better) that decides which checkpoint is the best."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class MLflowConfig:
+    """MLflow tracking."""
+
+    name: Literal["mlflow"] = "mlflow"
+    uri: str | None = None
+    """Tracking server or database; null: MLFLOW_TRACKING_URI, else <output_dir>/mlflow.db (local machine only)."""
+    experiment: str = "distmetric"
+    """Experiment that the run is listed under."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class NoTrackingConfig:
+    """No tracking."""
+
+    name: Literal["none"] = "none"
+
+
+TrackingConfig = MLflowConfig | NoTrackingConfig
+
+
+@dataclass(kw_only=True, frozen=True)
+class Config:
+    """A whole training run."""
+
+    seed: int = 0
+    """Key of initial weights, batches and augmentation."""
+    name: str | None = None
+    """Name of the run and of its folder; null makes a unique one from data, loss and time."""
+    output_dir: str = "outputs"
+    """Where run folders go: a local path or any URI that pyarrow understands (s3://..., gs://..., hdfs://...)."""
+    resume: str | None = None
+    """Folder of a run to continue; its configuration is used, with the overrides given now on top."""
+    report: bool = True
+    """Write report.html into the run's folder at the end."""
+    data: DataConfig
+    augment: AugmentSpec
+    model: AnySpec
+    loss: LossConfig
+    sampler: PKSamplerConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    trainer: TrainerConfig
+    eval: EvalConfig
+    checkpoint: CheckpointConfig
+    tracking: TrackingConfig

@@ -1,0 +1,69 @@
+"""Settings that are each fine and impossible together."""
+
+from __future__ import annotations
+
+from distmetric.config.schema import Config
+from distmetric.errors import ConfigError
+
+
+def validate(config: Config) -> None:
+    """Check what can be checked without data and without a cluster.
+
+    Raises:
+        ConfigError: For the first contradiction, naming the keys, their values and the fix.
+    """
+    trainer, sampler, train = config.trainer, config.sampler, config.train
+    _at_least("trainer.num_workers", trainer.num_workers, 1)
+    _at_least("train.steps", train.steps, 1)
+    _at_least("train.log_every", train.log_every, 1)
+    _at_least("eval.every_steps", config.eval.every_steps, 1)
+    _at_least("eval.batch_size", config.eval.batch_size, 1)
+    _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 1)
+    _at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
+    _at_least("seed", config.seed, 0)
+    _at_least("sampler.samples_per_class", sampler.samples_per_class, 2)
+    _at_least("sampler.classes_per_batch", sampler.classes_per_batch, 2)
+    _at_least("schedule.warmup_steps", config.schedule.warmup_steps, 0)
+    _above_zero("trainer.cpus_per_worker", trainer.cpus_per_worker)
+    _above_zero("optim.lr", config.optim.lr)
+    _above_zero("trainer.timeout_s", trainer.timeout_s)
+    _above_zero("trainer.start_timeout_s", trainer.start_timeout_s)
+    if not config.eval.ks or min(config.eval.ks) < 1:
+        raise ConfigError(f"eval.ks={config.eval.ks} is wrong: give one or more numbers from 1 on")
+    if config.optim.clip_norm is not None:
+        _above_zero("optim.clip_norm", config.optim.clip_norm)
+    if not 0 <= config.schedule.decay_start < 1:
+        raise ConfigError(f"schedule.decay_start={config.schedule.decay_start} is wrong: 0 <= decay_start < 1")
+    if not 0 < config.schedule.final_fraction <= 1:
+        raise ConfigError(f"schedule.final_fraction={config.schedule.final_fraction} is wrong: 0 < fraction <= 1")
+    batch = sampler.classes_per_batch * sampler.samples_per_class
+    if batch % trainer.num_workers:
+        nearest = _nearest_divisible(sampler.classes_per_batch, sampler.samples_per_class, trainer.num_workers)
+        raise ConfigError(
+            f"sampler.classes_per_batch={sampler.classes_per_batch} x sampler.samples_per_class="
+            f"{sampler.samples_per_class} = {batch} rows cannot be divided among trainer.num_workers="
+            f"{trainer.num_workers}: set sampler.classes_per_batch={nearest}"
+        )
+    known = {f"recall_at_{k}" for k in config.eval.ks} | {"map_at_r", "r_precision"}
+    if config.checkpoint.best_metric not in known:
+        raise ConfigError(
+            f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured: "
+            f"choose one of {', '.join(sorted(known))}"
+        )
+    if config.data.name == "glyphs" and config.model.channels != 1:
+        raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
+
+
+def _nearest_divisible(classes: int, samples: int, workers: int) -> int:
+    down = next((p for p in range(classes, 1, -1) if p * samples % workers == 0), None)
+    return down or next(p for p in range(classes, classes * workers + 1) if p * samples % workers == 0)
+
+
+def _at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key}={value} is too small: set it to {least} or more")
+
+
+def _above_zero(key: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{key}={value} is wrong: it must be above 0")

@@ -1,0 +1,58 @@
+"""The training loop: what one worker does in one step, where ranks talk, and where the clock goes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from distmetric.data.augment import augment
+from distmetric.distributed.gather import gather_batch
+from distmetric.distributed.loss import average_gradients
+from distmetric.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
+from distmetric.training.worker import Worker
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run leaves: the best checkpoint, the last step, and the best evaluation."""
+
+    checkpoint: str
+    step: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train(worker: Worker) -> TrainResult:
+    """Train from where the worker stands to the last step, evaluating and saving on the way.
+
+    Ranks talk in four places of a step: the gather of embeddings (backward: reduce-scatter), two scalars of the
+    loss, DDP's mean of gradients, and, every `log_every` steps, the measurements. Only rank 0 writes.
+    """
+    started, config, clock = time.monotonic(), worker.config, worker.ledger
+    worker.model.train()
+    for step in range(worker.step, config.train.steps):
+        with clock("data"):
+            batch = worker.batches.get(step)
+            images = augment(batch.images, config.augment, config.seed, step, batch.ids).to(worker.dtype)
+        with clock("forward"), worker.autocast():
+            embeddings = worker.model(images)
+        with clock("gather"):
+            joint = gather_batch(embeddings, batch.labels, worker.replica, batch.sizes)
+        with clock("loss"):
+            loss, active = worker.criterion.joint(joint)
+        with clock("backward"):
+            worker.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            average_gradients(worker.criterion.parameters(), worker.replica)
+        with clock("optimizer"):
+            factor = learning_rate_factor(config.schedule, step, config.train.steps)
+            set_learning_rate(worker.optimizer, factor)
+            norm = clip_gradients(worker.trained_parameters, config.optim.clip_norm)
+            worker.optimizer.step()
+        rate = config.optim.lr * factor
+        worker.monitor.observe(step, joint, loss, active, norm, rate, clock.close_step())
+        worker.after_step(step + 1)
+    best = worker.finish()
+    return TrainResult(best.location, worker.step, time.monotonic() - started, dict(best.metrics))

@@ -1,0 +1,156 @@
+"""What every step tells: hardness, collapse and speed, measured cheaply and averaged over the ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+from distmetric.distributed.replica import Replica
+from distmetric.errors import NonFiniteError
+from distmetric.functional.distances import at_least_float32, squared_distance_block
+from distmetric.functional.joint_batch import JointBatch
+from distmetric.training.ledger import PHASES, StepTimes
+
+# Distances are measured from at most this many own anchors, to at most that many columns: a sample of the joint
+# batch large enough for percentiles, and small beside the loss.
+MAX_ANCHORS, MAX_COLUMNS = 128, 4096
+
+_NAMES = (
+    "positive_distance_mean",
+    "positive_distance_p10",
+    "positive_distance_p50",
+    "positive_distance_p90",
+    "negative_distance_mean",
+    "negative_distance_p10",
+    "negative_distance_p50",
+    "negative_distance_p90",
+    "hardest_gap",
+    "embedding_norm_mean",
+    "embedding_variance",
+)
+
+
+@torch.no_grad()
+def batch_statistics(batch: JointBatch) -> Tensor:
+    """Measure a batch from a sample of its anchors.
+
+    Positive and negative distances: mean and 10th, 50th, 90th percentile. Hardest gap: mean over anchors of
+    nearest negative minus farthest positive (below 0: batch-hard still has work; 0 everywhere: collapse).
+    Variance: the sum over dimensions of the variance over columns (near 0: collapse; at most 1 on unit vectors).
+
+    Returns:
+        (11,) values in the order of `_NAMES`; NaN for distances of which the sample has none.
+    """
+    anchor_step = max(1, math.ceil(len(batch.anchors) / MAX_ANCHORS))
+    anchors = at_least_float32(batch.anchors.detach()[::anchor_step])
+    columns = at_least_float32(batch.columns.detach())
+    labels = batch.labels[::anchor_step]
+    own = None if batch.anchor_index is None else batch.anchor_index[::anchor_step]
+    distances = squared_distance_block(anchors, columns).sqrt_()
+    positive = labels[:, None] == batch.column_labels
+    negative = ~positive
+    if own is not None:
+        positive.scatter_(1, own[:, None], False)
+    farthest = distances.masked_fill(~positive, -torch.inf).amax(1)
+    nearest = distances.masked_fill(~negative, torch.inf).amin(1)
+    gaps = nearest - farthest
+    sampled = negative[:, :: max(1, math.ceil(len(columns) / MAX_COLUMNS))]
+    near_columns = distances[:, :: max(1, math.ceil(len(columns) / MAX_COLUMNS))]
+    return torch.cat(
+        [
+            _summary(distances[positive]),
+            _summary(near_columns[sampled]),
+            torch.stack(
+                [
+                    gaps[gaps.isfinite()].mean(),
+                    columns.norm(dim=1).mean(),
+                    columns.var(0, correction=0).sum(),
+                ]
+            ),
+        ]
+    )
+
+
+def _summary(distances: Tensor) -> Tensor:
+    if len(distances) == 0:
+        return distances.new_full((4,), torch.nan)
+    points = torch.tensor([0.1, 0.5, 0.9], dtype=distances.dtype, device=distances.device)
+    return torch.cat([distances.mean()[None], torch.quantile(distances, points)])
+
+
+class Monitor:
+    """Collects the measurements of steps on the device and hands them out, averaged over ranks, a few at a time.
+
+    Args:
+        replica: Who this rank is.
+        batch_size: Rows of the global batch.
+    """
+
+    def __init__(self, replica: Replica, batch_size: int) -> None:
+        self._replica, self._batch_size = replica, batch_size
+        self._rows: list[tuple[int, float, Tensor, StepTimes]] = []
+        self._clock = time.perf_counter()
+
+    def observe(
+        self,
+        step: int,
+        batch: JointBatch,
+        loss: Tensor,
+        active: Tensor,
+        gradient_norm: Tensor,
+        learning_rate: float,
+        times: StepTimes,
+    ) -> None:
+        """Note a step; nothing is read back from the device."""
+        head = torch.stack([value.detach().to(loss.dtype) for value in (loss, active, gradient_norm)])
+        row = torch.cat([head, batch_statistics(batch).to(loss.dtype)])
+        self._rows.append((step, learning_rate, row, times))
+
+    def flush(self) -> list[tuple[int, dict[str, float]]]:
+        """The measurements since the last flush, as (step, metrics); equal on all ranks, which must all call it.
+
+        Raises:
+            NonFiniteError: If a loss or gradient was not a finite number, naming the first such step.
+        """
+        if not self._rows:
+            return []
+        seconds = time.perf_counter() - self._clock
+        self._clock = time.perf_counter()
+        phases = torch.tensor([times.seconds() for *_, times in self._rows], dtype=torch.float64)
+        table = torch.stack([row for _, _, row, _ in self._rows]).double()
+        joint = self._mean_over_ranks(torch.cat([table, phases.to(table.device)], dim=1))
+        speed = self._batch_size * len(self._rows) / max(seconds, 1e-9)
+        flushed = []
+        for (step, learning_rate, _, _), values in zip(self._rows, joint.tolist(), strict=True):
+            _check_finite(step, learning_rate, *values[:3:2])
+            flushed.append((step, _named(values, learning_rate, speed)))
+        self._rows = []
+        return flushed
+
+    def _mean_over_ranks(self, table: Tensor) -> Tensor:
+        # A rank whose sample had no such pair says nothing about it: the mean is over the ranks that do.
+        known = table.isfinite()
+        known[:, :3] = True
+        sums = torch.stack([torch.where(known, table, torch.zeros_like(table)), known.to(table.dtype)])
+        total, count = self._replica.sum_(sums).unbind()
+        return total / count
+
+
+def _named(values: list[float], learning_rate: float, speed: float) -> dict[str, float]:
+    names = ("loss", "active_fraction", "gradient_norm", *_NAMES)
+    metrics = {f"train/{name}": value for name, value in zip(names, values, strict=False)}
+    metrics |= {f"time/{phase}": value for phase, value in zip(PHASES, values[len(names) :], strict=True)}
+    metrics |= {"train/learning_rate": learning_rate, "train/samples_per_second": speed}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _check_finite(step: int, learning_rate: float, loss: float, gradient_norm: float) -> None:
+    for name, value in (("loss", loss), ("gradient", gradient_norm)):
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"the {name} became {value} at step {step} (learning rate {learning_rate:.3g}): "
+                "lower optim.lr, lengthen schedule.warmup_steps or set optim.clip_norm, then resume"
+            )

@@ -1,0 +1,63 @@
+"""The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from distmetric.config.schema import AdamWConfig, OptimConfig, ScheduleConfig
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
+    """One optimizer over three groups: decayed weights, undecayed norms and biases, the loss's own parameters.
+
+    Each group keeps its peak rate under "peak_lr"; `set_learning_rate` scales from there.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay, "lr": config.lr},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0, "lr": config.lr},
+        {
+            "params": [p for p in loss.parameters() if p.requires_grad],
+            "weight_decay": 0.0,
+            "lr": config.lr * config.loss_lr_multiplier,
+        },
+    ]
+    groups = [{**group, "peak_lr": group["lr"]} for group in groups if group["params"]]
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2))
+    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def learning_rate_factor(config: ScheduleConfig, step: int, steps: int) -> float:
+    """Learning rate of a step as a fraction of its peak.
+
+    Formula, with t = progress from `decay_start` of the run to its end, f = final_fraction:
+    warm-up (step + 1) / warmup_steps, then cosine f + (1 - f) (1 + cos(pi t)) / 2, exponential f^t, or constant 1.
+    """
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else 1.0
+    start = max(config.decay_start * steps, config.warmup_steps)
+    t = min(1.0, max(0.0, (step - start) / max(1.0, steps - start)))
+    final = config.final_fraction
+    match config.name:
+        case "constant":
+            return warmup
+        case "cosine":
+            return warmup * (final + (1 - final) * (1 + math.cos(math.pi * t)) / 2)
+        case "exponential":
+            return float(warmup * final**t)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> torch.Tensor:
+    """Scale gradients to at most `clip_norm` (None: leave them) and return their norm before."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+    return norm

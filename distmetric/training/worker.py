@@ -1,0 +1,234 @@
+"""The composition root of one training process: builds its parts, saves and restores them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distmetric import __version__
+from distmetric.config.schema import DEFAULT_CACHE, Config, DataConfig, GlyphsDataConfig
+from distmetric.data.catalog import Catalog
+from distmetric.data.decode import ImageStore
+from distmetric.data.glyphs import glyph_catalog
+from distmetric.distributed.loss import DistributedLoss
+from distmetric.distributed.parallel import average_buffers, parallel
+from distmetric.distributed.replica import Replica
+from distmetric.errors import InputError, ResourceError, UserError
+from distmetric.losses.build import build_loss
+from distmetric.models.build import build_embedder
+from distmetric.progress import Progress
+from distmetric.samplers.pk import PKSampler
+from distmetric.tracking.tracker import Tracker
+from distmetric.training.batches import BatchLoader
+from distmetric.training.checkpoint import Checkpoint, CheckpointStore
+from distmetric.training.embedding import evaluate_sharded
+from distmetric.training.ledger import Ledger
+from distmetric.training.monitor import Monitor
+from distmetric.training.optimizer import build_optimizer
+from distmetric.training.saved_model import config_dict, load_model
+
+
+def open_data(config: DataConfig) -> Catalog:
+    """The catalog of a configuration; the built-in one is drawn if this machine does not have it yet."""
+    if isinstance(config, GlyphsDataConfig):
+        path = glyph_catalog(
+            config.cache_dir or Path(DEFAULT_CACHE).expanduser(),
+            size=config.size,
+            seed=config.seed,
+            test_fraction=config.test_fraction,
+            max_classes=config.max_classes,
+        )
+        return Catalog.open(path)
+    return Catalog.open(config.path)
+
+
+def build_sampler(config: Config, catalog: Catalog) -> PKSampler:
+    """The sampler over the training split.
+
+    Raises:
+        ConfigError: If the classes of the split cannot fill its batches.
+    """
+    rows = catalog.rows(config.data.train_split)
+    sampler = config.sampler
+    return PKSampler(
+        rows, catalog.labels[rows], sampler.classes_per_batch, sampler.samples_per_class, seed=config.seed
+    )
+
+
+def best_store(config: Config, run_dir: str) -> CheckpointStore:
+    """The checkpoints of the run in `run_dir`."""
+    kept = config.checkpoint
+    return CheckpointStore(f"{run_dir}/checkpoints", kept.keep_last, kept.best_metric)
+
+
+class Worker:
+    """The parts of one training process.
+
+    Args:
+        config: The whole run.
+        run_dir: Folder of the run, a path or URI that all ranks reach.
+        tracker: Where measurements go; asked on rank 0 only.
+        replica: Who this process is.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self, config: Config, run_dir: str, tracker: Tracker, replica: Replica, device: torch.device
+    ) -> None:
+        # what it works on
+        self.config, self.replica, self.device = config, replica, device
+        self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
+        self.catalog = open_data(config.data)
+        self.train_rows = self.catalog.rows(config.data.train_split)
+        self.test_rows = self.catalog.rows(config.data.test_split)
+        self.images = self._image_store()
+        self.sampler = build_sampler(config, self.catalog)
+        self.batches = BatchLoader(
+            self.sampler, self.catalog, self.images, self.train_rows, replica, device
+        )
+        # what is learned, and how
+        self.embedder = build_embedder(config.model, config.seed, replica).to(device, self.dtype)
+        self.model = parallel(self.embedder, replica, device)
+        self.criterion = DistributedLoss(build_loss(config.loss), replica).to(device, self.dtype)
+        self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
+        self.trained_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # what watches and keeps
+        self.tracker = tracker
+        self.ledger = Ledger(device)
+        self.monitor = Monitor(replica, self.sampler.batch_size)
+        self.store = best_store(config, run_dir)
+        self.progress = Progress("steps", config.train.steps)
+        # where it stands
+        self.step = 0
+        self._latest_metrics: dict[str, float] = {}
+        self._restore()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision of the trunk; embeddings, similarities and loss stay in float32."""
+        if self.config.train.precision == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def after_step(self, done: int) -> None:
+        """Log, evaluate and save where step number `done` asks for it; the order makes a checkpoint complete."""
+        self.step = done
+        last = done == self.config.train.steps
+        evaluates = last or done % self.config.eval.every_steps == 0
+        saves = last or done % self.config.checkpoint.every_steps == 0
+        if evaluates or saves or done % self.config.train.log_every == 0:
+            self._log()
+        if evaluates or saves:
+            average_buffers(self.embedder, self.replica)
+        metrics = self._evaluate() if evaluates else None
+        if saves:
+            self._save(metrics)
+
+    def finish(self) -> Checkpoint:
+        """Stop reading ahead and return the best checkpoint, on every rank."""
+        self.batches.close()
+        self.progress.close()
+        self.replica.barrier()
+        best = self.store.best()
+        assert best is not None, "the last step saves"
+        return best
+
+    def _log(self) -> None:
+        measured = self.monitor.flush()
+        if not self.replica.is_main or not measured:
+            return
+        for step, metrics in measured:
+            self.tracker.log(step + 1, metrics)
+        newest = measured[-1][1] | self._latest_metrics
+        shown = {"loss": newest.get("train/loss"), "recall@1": newest.get("recall_at_1")}
+        note = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+        self.progress.update(len(measured), note)
+
+    def _evaluate(self) -> dict[str, float]:
+        config = self.config
+        metrics = evaluate_sharded(
+            self.embedder,
+            self.images,
+            self.test_rows,
+            self.catalog.labels[self.test_rows],
+            config.eval.ks,
+            config.eval.batch_size,
+            self.replica,
+            self.device,
+        ).to_dict()
+        self._latest_metrics = metrics
+        if self.replica.is_main:
+            self.tracker.log(self.step, {f"eval/{name}": value for name, value in metrics.items()})
+        return metrics
+
+    def _save(self, metrics: dict[str, float] | None) -> None:
+        failure: UserError | None = None
+        if self.replica.is_main:
+            try:
+                self._write_checkpoint(metrics)
+            except UserError as error:
+                failure = error
+        if self.replica.broadcast_int(int(failure is not None), self.device):
+            raise failure or ResourceError("rank 0 could not save a checkpoint")
+
+    def _write_checkpoint(self, metrics: dict[str, float] | None) -> None:
+        self.tracker.flush()  # what a resumed run will not measure again has to be there before the checkpoint is
+        self.store.save(
+            self.step,
+            {
+                "model": self.embedder.state_dict(),
+                "training": {
+                    "optimizer": self.optimizer.state_dict(),
+                    "loss": self.criterion.state_dict(),
+                    "sampler": self.sampler.state_dict(),
+                },
+            },
+            {
+                "version": __version__,
+                "metrics": metrics,
+                "config": config_dict(self.config),
+                "fingerprint": self.catalog.fingerprint,
+            },
+        )
+
+    def _restore(self) -> None:
+        """Continue from the newest intact checkpoint of the run folder, the same one on every rank."""
+        newest = self.store.latest() if self.replica.is_main else None
+        step = self.replica.broadcast_int(newest.step if newest else -1, self.device)
+        if step < 0:
+            return
+        checkpoint = newest or self.store.at(step)
+        if checkpoint.meta["fingerprint"] != self.catalog.fingerprint:
+            raise InputError(
+                f"the data has changed since {checkpoint.location} was written: "
+                "resume with the same catalog, or start a new run"
+            )
+        load_model(self.embedder, checkpoint)
+        training = checkpoint.tensors("training")
+        self.criterion.load_state_dict(training["loss"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.sampler.load_state_dict(training["sampler"])
+        self.step = step
+        self.progress.start_at(step)
+
+    def _image_store(self) -> ImageStore:
+        model, data = self.config.model, self.config.data
+        return ImageStore(
+            self.catalog,
+            model.image_size,
+            model.channels,
+            memory_limit_bytes=int(data.memory_limit_gib * (1 << 30)),
+            rows=held_rows(self.train_rows, self.test_rows),
+        )
+
+
+def held_rows(*splits: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All rows a worker will ask for, once each."""
+    return np.unique(np.concatenate(splits))
+
+
+__all__ = ["Worker", "best_store", "build_sampler", "held_rows", "open_data"]

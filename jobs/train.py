@@ -1,0 +1,35 @@
+"""Train an embedding on Ray workers: on this machine, or on the cluster whose job this is.
+
+    python jobs/train.py experiment=quickstart
+    python jobs/train.py data=catalog data.path=FILE trainer.num_workers=2 loss=lifted_structure
+    python jobs/train.py resume=outputs/NAME
+    ray job submit --working-dir . -- python jobs/train.py experiment=omniglot data.path=FILE trainer=cluster
+
+The last line is a JSON object: run_id, run_dir, checkpoint (folder of the best one), step, seconds, metrics, report.
+"""
+
+import sys
+from typing import Any
+
+from distmetric.cluster.fit import fit, load_resumable
+from distmetric.config.command import run_command
+from distmetric.config.compose import compose, resume
+from distmetric.config.decode import decode
+from distmetric.config.schema import Config
+
+
+def main(overrides: list[str]) -> dict[str, Any]:
+    """Compose, check, train."""
+    values = compose("config", overrides)
+    if values["resume"] is not None:
+        values = resume(load_resumable(values["resume"]), overrides)
+    result = fit(decode(Config, values))
+    if result.tracking_uri:
+        print(f"MLflow:  mlflow ui --backend-store-uri {result.tracking_uri}", file=sys.stderr)
+    if result.report:
+        print(f"report:  {result.report}", file=sys.stderr)
+    return result.to_dict()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("config", __doc__, main))
