@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from distmetric.config.compose import compose, groups, to_yaml
+from distmetric.config.compose import compose, groups, groups_of, to_yaml
 from distmetric.errors import UserError
 
 
@@ -19,7 +19,7 @@ def run_command(
 ) -> int:
     """Run a job on its command line.
 
-    `--help` prints the job's docstring and the choices of its groups, `--cfg` the composed configuration. The last
+    `--help` prints the job's docstring and the choices of its groups, `--cfg` the composed configuration as YAML, `--cfg json` as JSON. The last
     line on standard output is the result as one JSON object.
 
     Args:
@@ -32,13 +32,14 @@ def run_command(
         The exit code: 0, or that of the user's mistake (2 for input and settings, 3 for the machine).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    overrides = [argument for argument in arguments if argument not in ("--help", "-h", "--cfg")]
+    overrides = [argument for argument in arguments if "=" in argument or not _is_flag(argument)]
     try:
         if "--help" in arguments or "-h" in arguments:
             print(_help(config_name, doc))
             return 0
         if "--cfg" in arguments:
-            print(to_yaml(compose(config_name, overrides)), end="")
+            composed = compose(config_name, overrides)
+            print(json.dumps(composed, indent=1) if "json" in arguments else to_yaml(composed).rstrip())
             return 0
         result = main(overrides)
     except UserError as error:
@@ -49,16 +50,11 @@ def run_command(
     return 0
 
 
+def _is_flag(argument: str) -> bool:
+    return argument in ("--help", "-h", "--cfg", "json", "yaml")
+
+
 def _help(config_name: str, doc: str) -> str:
-    used = compose_groups(config_name)
-    lines = [f"  {name:<12} {' | '.join(choices)}" for name, choices in groups().items() if name in used]
+    lines = [f"  {name:<12} {' | '.join(groups()[name])}" for name in groups_of(config_name)]
     chosen = ["", "Groups (NAME=CHOICE):", *lines] if lines else []
     return "\n".join([doc.strip(), *chosen, "", "Any leaf: KEY=VALUE; --cfg prints them all."])
-
-
-def compose_groups(config_name: str) -> set[str]:
-    """The groups that a file of conf/ chooses from."""
-    from distmetric.config.compose import CONF_DIR
-
-    text = (CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8")
-    return {name for name in groups() if f"- {name}:" in text}

@@ -63,7 +63,7 @@ class AdamWConfig:
     """AdamW (Loshchilov, Hutter, arXiv 1711.05101)."""
 
     name: Literal["adamw"] = "adamw"
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate of the model."""
     loss_lr_multiplier: float = 10.0
     """Learning rate of the loss's own parameters (proxies, centers), as a multiple of `lr`."""

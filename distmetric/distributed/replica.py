@@ -60,10 +60,16 @@ def join_from_environment(timeout_s: float = 600.0) -> Replica:
     """Join the process group that torchrun describes in the environment, or stay alone where it does not.
 
     Returns:
-        The replica of this process; backend nccl where CUDA is available, gloo elsewhere.
+        The replica of this process; NCCL for tensors on GPUs, gloo for those on CPUs.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Replica()
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
     return Replica.current()
+
+
+def leave() -> None:
+    """Leave the process group that `join_from_environment` joined, if any."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

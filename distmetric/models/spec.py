@@ -39,7 +39,9 @@ class ConvSpec(EmbedderSpec):
 
     name: Literal["conv"] = "conv"
     """Which kind of trunk this describes."""
-    widths: list[int] = field(default_factory=lambda: [64, 64, 64, 64])
+    pooling: Pooling = "flatten"
+    """How a feature map becomes a vector; flatten keeps where in a small image a stroke was."""
+    widths: list[int] = field(default_factory=lambda: [32, 64, 64])
     """Channels of each block; every block halves the image."""
     pool_last: bool = True
     """Whether the last block halves the image too."""

@@ -80,7 +80,7 @@ def read_checkpoint(location: str) -> Checkpoint:
     try:
         manifest = json.loads(_read(location, _MANIFEST))
         files: dict[str, str] = manifest["files"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{location} is not a complete checkpoint: it has no {_MANIFEST}") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         raise InputError(f"{location}/{_MANIFEST} is damaged: use an older checkpoint of the run") from None

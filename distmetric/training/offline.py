@@ -17,7 +17,7 @@ from distmetric.config.jobs import EmbedJob, EvaluateJob
 from distmetric.config.schema import CatalogDataConfig, Config
 from distmetric.data.catalog import Catalog
 from distmetric.data.decode import BadImageError, ImageStore, decode_image
-from distmetric.data.ingest import iterate_images
+from distmetric.data.sources import iterate_images
 from distmetric.distributed.replica import Replica
 from distmetric.errors import InputError
 from distmetric.models.embedder import Embedder

@@ -1,0 +1,53 @@
+"""Small training runs for tests: seconds, on a few glyph classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from distmetric.config.compose import compose
+from distmetric.config.decode import decode
+from distmetric.config.schema import Config
+from distmetric.distributed.replica import Replica
+from distmetric.training.loop import TrainResult, train
+from distmetric.training.worker import Worker
+
+CPU = torch.device("cpu")
+
+
+def tiny_config(cache: Path, *overrides: str) -> Config:
+    """`debug=tiny` with its glyphs drawn into `cache`."""
+    return decode(Config, compose("config", ["debug=tiny", "tracking=none", f"data.cache_dir={cache}", *overrides]))
+
+
+class ListTracker:
+    """Keeps what is logged; optionally fails at a step, as a killed process would stop there."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self._fail_at = fail_at
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self._fail_at:
+            raise InterruptedError(f"stopped at step {step}")
+        self.logged.append((step, dict(metrics)))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def series(self, name: str) -> dict[int, float]:
+        return {step: metrics[name] for step, metrics in self.logged if name in metrics}
+
+
+def run_once(
+    config: Config, run_dir: Path, tracker: ListTracker | None = None, replica: Replica | None = None
+) -> tuple[Worker, TrainResult, ListTracker]:
+    """Train in this process."""
+    tracker = tracker or ListTracker()
+    worker = Worker(config, str(run_dir), tracker, replica or Replica(), CPU)
+    return worker, train(worker), tracker
