@@ -1,0 +1,147 @@
+"""Settings that are impossible, alone or together, are told with key, value and fix before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distmetric.config import schema as c
+from distmetric.config.validate import validate
+from distmetric.data.augment import AugmentSpec
+from distmetric.errors import ConfigError
+from distmetric.losses import TripletLossConfig
+from distmetric.models import ConvSpec
+from distmetric.samplers import PKSamplerConfig
+
+CONFIG = c.Config(
+    data=c.GlyphsDataConfig(),
+    augment=AugmentSpec(),
+    model=ConvSpec(),
+    loss=TripletLossConfig(),
+    sampler=PKSamplerConfig(),
+    optim=c.AdamWConfig(),
+    schedule=c.ScheduleConfig(),
+    train=c.TrainConfig(),
+    trainer=c.TrainerConfig(),
+    eval=c.EvalConfig(),
+    checkpoint=c.CheckpointConfig(),
+    tracking=c.MLflowConfig(),
+)
+
+
+def changed(config: c.Config, changes: dict[str, Any]) -> c.Config:
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition(".")
+        new = replace(getattr(config, section), **{leaf: value}) if section else value
+        config = replace(config, **{section or leaf: new})
+    return config
+
+
+def message_for(changes: dict[str, Any], config: c.Config = CONFIG) -> str:
+    with pytest.raises(ConfigError) as caught:
+        validate(changed(config, changes))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_defaults_are_possible() -> None:
+    validate(CONFIG)
+    validate(replace(CONFIG, optim=c.SGDConfig()))
+
+
+@pytest.mark.parametrize(
+    ("key", "least"),
+    [
+        ("trainer.num_workers", 1),
+        ("train.steps", 1),
+        ("train.log_every", 1),
+        ("eval.every_steps", 1),
+        ("eval.batch_size", 1),
+        ("checkpoint.every_steps", 1),
+        ("checkpoint.keep_last", 1),
+        ("seed", 0),
+        ("model.image_size", 1),
+        ("model.embedding_dim", 1),
+        ("sampler.samples_per_class", 2),
+        ("sampler.classes_per_batch", 2),
+        ("schedule.warmup_steps", 0),
+    ],
+)
+def test_whole_numbers_have_a_least_value(key: str, least: int) -> None:
+    assert message_for({key: least - 1}) == f"{key}={least - 1} is too small: set it to {least} or more"
+    validate(changed(CONFIG, {key: least}))
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "trainer.cpus_per_worker",
+        "trainer.timeout_s",
+        "trainer.start_timeout_s",
+        "optim.lr",
+        "optim.clip_norm",
+    ],
+)
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf")])
+def test_some_numbers_are_above_zero(key: str, value: float) -> None:
+    assert message_for({key: value}) == f"{key}={value} is wrong: it must be above 0 and finite"
+
+
+@pytest.mark.parametrize("key", ["optim.weight_decay", "optim.loss_lr_multiplier", "data.memory_limit_gib"])
+@pytest.mark.parametrize("value", [-0.1, float("inf")])
+def test_some_numbers_are_not_negative(key: str, value: float) -> None:
+    assert message_for({key: value}) == f"{key}={value} is wrong: it must be 0 or more and finite"
+    validate(changed(CONFIG, {key: 0.0}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2**63}, f"seed={2**63} is too large: set it below 2**63"),
+        ({"eval.ks": []}, "eval.ks=[] is wrong: give one or more numbers from 1 on"),
+        ({"eval.ks": [1, 0]}, "eval.ks=[1, 0] is wrong: give one or more numbers from 1 on"),
+        ({"schedule.decay_start": 1.0}, "schedule.decay_start=1.0 is wrong: 0 <= decay_start < 1"),
+        ({"schedule.decay_start": -0.1}, "schedule.decay_start=-0.1 is wrong: 0 <= decay_start < 1"),
+        ({"schedule.final_fraction": 0.0}, "schedule.final_fraction=0.0 is wrong: 0 < fraction <= 1"),
+        ({"schedule.final_fraction": 1.1}, "schedule.final_fraction=1.1 is wrong: 0 < fraction <= 1"),
+        ({"optim.beta1": 1.0}, "optim.beta1=1.0 is wrong: 0 <= beta1 < 1"),
+        ({"optim.beta2": -0.5}, "optim.beta2=-0.5 is wrong: 0 <= beta2 < 1"),
+        ({"optim": c.SGDConfig(momentum=1.0)}, "optim.momentum=1.0 is wrong: 0 <= momentum < 1"),
+        (
+            {"checkpoint.best_metric": "recall_at_3"},
+            "checkpoint.best_metric=recall_at_3 is not measured: choose one of map_at_r, r_precision, "
+            "recall_at_1, recall_at_2, recall_at_4, recall_at_8",
+        ),
+        ({"model.channels": 3}, "model.channels=3 but glyphs are gray: set model.channels=1"),
+    ],
+)
+def test_contradictions_are_told_with_the_fix(changes: dict[str, Any], message: str) -> None:
+    assert message_for(changes) == message
+
+
+def test_color_is_fine_for_catalogs_and_metrics_follow_their_ks() -> None:
+    validate(changed(CONFIG, {"data": c.CatalogDataConfig(path="x"), "model.channels": 3}))
+    validate(changed(CONFIG, {"eval.ks": [3], "checkpoint.best_metric": "recall_at_3"}))
+    validate(changed(CONFIG, {"eval.ks": [3], "checkpoint.best_metric": "map_at_r"}))
+    assert "recall_at_1 is not measured" in message_for({"eval.ks": [3]})
+
+
+@pytest.mark.parametrize(
+    ("classes", "samples", "workers", "fix"),
+    [(64, 4, 3, 63), (2, 2, 3, 3), (10, 3, 4, 8), (3, 5, 7, 7), (2, 2, 64, 32)],
+)
+def test_a_batch_that_cannot_be_divided_gets_the_nearest_that_can(
+    classes: int, samples: int, workers: int, fix: int
+) -> None:
+    changes: dict[str, Any] = {
+        "sampler.classes_per_batch": classes,
+        "sampler.samples_per_class": samples,
+        "trainer.num_workers": workers,
+    }
+    assert message_for(changes) == (
+        f"sampler.classes_per_batch={classes} x sampler.samples_per_class={samples} = {classes * samples} rows "
+        f"cannot be divided among trainer.num_workers={workers}: set sampler.classes_per_batch={fix}"
+    )
+    validate(changed(CONFIG, changes | {"sampler.classes_per_batch": fix}))

@@ -1,0 +1,178 @@
+"""`ray job submit` for real: a head on this machine, a job on it, and what the job leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head that takes jobs."""
+
+    dashboard: str
+    temp_dir: Path
+    environment: dict[str, str]
+
+    def submit(self, job_id: str, *overrides: str) -> int:
+        """Run jobs/train.py as a job and return the exit code of `ray job submit`."""
+        job = ["--submission-id", job_id, "--working-dir", str(REPOSITORY), "--", "python", "jobs/train.py"]
+        return self._ray("submit", *job, *overrides).returncode
+
+    def logs(self, job_id: str) -> str:
+        """Everything the job wrote."""
+        return self._ray("logs", job_id).stdout
+
+    def jobs_api(self, token: str | None) -> int:
+        """Ask for the list of jobs; the HTTP status."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"{self.dashboard}/api/jobs/", headers=headers)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.status
+
+    def uploaded(self) -> set[str]:
+        """Names at the top of the working directories that were uploaded."""
+        packages = self.temp_dir.glob("session_*/runtime_resources/working_dir_files/*/*")
+        return {path.name for path in packages}
+
+    def _ray(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BIN / "ray"), "job", verb, "--address", self.dashboard, *arguments]
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    # Sockets live below it, and their paths may have 107 characters: pytest's own folders are too deep.
+    temp_dir = Path(tempfile.mkdtemp(prefix="dm", dir="/tmp" if Path("/tmp").is_dir() else None))
+    gcs, dashboard, client, agent = _free_ports(4)
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith(("RAY_", "MLFLOW_"))}
+    environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+    environment["RAY_USAGE_STATS_ENABLED"] = "0"
+    # A job's `python` is whichever comes first for the head.
+    environment["PATH"] = os.pathsep.join([str(BIN), environment.get("PATH", "")])
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "2", "--disable-usage-stats"]
+    command += ["--temp-dir", str(temp_dir), "--object-store-memory", str(256 << 20)]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard)]
+    # Another Ray on this machine has the ports that Ray prefers.
+    command += ["--port", str(gcs), "--ray-client-server-port", str(client)]
+    command += ["--dashboard-agent-listen-port", str(agent)]
+    command += ["--min-worker-port", "0", "--max-worker-port", "0"]
+    with (temp_dir / "head.log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        started = Head(f"http://127.0.0.1:{dashboard}", temp_dir, environment)
+        _wait_for(started, process)
+        yield started
+    finally:
+        _stop(process, temp_dir)
+        shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def test_a_submitted_job_trains_and_its_run_is_tracked(head: Head, tmp_path: Path) -> None:
+    paths = [f"output_dir={tmp_path}/outputs", f"data.cache_dir={tmp_path}/cache"]
+    code = head.submit("train", "experiment=quickstart", "debug=tiny", "name=submitted", *paths)
+    logs = head.logs("train")
+    assert code == 0, logs
+
+    assert "Traceback" not in logs, logs
+    result = json.loads(logs.strip().splitlines()[-1])
+    assert result["step"] == 20
+    assert result["run_dir"] == f"{tmp_path}/outputs/submitted"
+    assert (Path(result["checkpoint"]) / "manifest.json").is_file()
+    assert Path(result["report"]).is_file()
+
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/outputs/mlflow.db")
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "submitted"
+    assert run.data.params["train.steps"] == "20"
+    assert run.data.metrics["eval/recall_at_1"] == pytest.approx(result["metrics"]["recall_at_1"])
+    losses = client.get_metric_history(result["run_id"], "train/loss")
+    assert [point.step for point in losses] == list(range(1, 21))
+
+    assert {"conf", "distmetric", "jobs"} <= head.uploaded()
+    assert not head.uploaded() & {".git", ".venv", "outputs", "data", ".mypy_cache", ".pytest_cache"}
+
+
+def test_a_mistyped_setting_fails_the_job_with_one_line(head: Head) -> None:
+    code = head.submit("typo", "debug=tiny", "train.stpes=3")
+    logs = head.logs("typo")
+    assert code != 0
+    assert "error: train.stpes is not a setting: did you mean train.steps?" in logs.splitlines()
+    assert "Traceback" not in logs
+
+
+def test_nobody_without_the_token_is_answered(head: Head) -> None:
+    for token in (None, "0" * 64):
+        with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
+            head.jobs_api(token)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _wait_for(head: Head, process: subprocess.Popen[bytes]) -> None:
+    """Wait until the head takes jobs: its dashboard answers before the part of it that does."""
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        assert process.poll() is None, (head.temp_dir / "head.log").read_text()
+        try:
+            head.jobs_api(head.environment["RAY_AUTH_TOKEN"])
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError((head.temp_dir / "head.log").read_text())
+
+
+def _stop(process: subprocess.Popen[bytes], temp_dir: Path) -> None:
+    """End the head and what it started, and nothing else: `ray stop` would end every Ray on the machine."""
+    started = _processes_of(temp_dir)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for one in psutil.wait_procs(started, timeout=10)[1]:
+        one.kill()
+
+
+def _processes_of(temp_dir: Path) -> list[psutil.Process]:
+    """All that has the folder on its command line, with their children: workers rewrite theirs."""
+    found: set[psutil.Process] = set()
+    for one in psutil.process_iter(["cmdline"]):
+        if any(str(temp_dir) in argument for argument in one.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found |= {one, *one.children(recursive=True)}
+    return list(found)

@@ -1,0 +1,69 @@
+"""Parameter groups and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from distmetric.config.schema import AdamWConfig, ScheduleConfig, SGDConfig
+from distmetric.training.optimizer import (
+    build_optimizer,
+    clip_gradients,
+    learning_rate_factor,
+    set_learning_rate,
+)
+
+
+def test_warmup_rises_to_the_peak() -> None:
+    config = ScheduleConfig(name="constant", warmup_steps=4)
+    assert [learning_rate_factor(config, step, 100) for step in (0, 1, 3, 4, 99)] == [0.25, 0.5, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "middle"), [("cosine", 0.55), ("exponential", math.sqrt(0.1))])
+def test_decay_ends_at_its_final_fraction(name, middle) -> None:
+    config = ScheduleConfig(name=name, warmup_steps=0, final_fraction=0.1)
+    assert learning_rate_factor(config, 0, 100) == 1
+    assert learning_rate_factor(config, 50, 100) == pytest.approx(middle)
+    assert learning_rate_factor(config, 100, 100) == pytest.approx(0.1)
+
+
+def test_decay_start_keeps_the_peak_as_long() -> None:
+    config = ScheduleConfig(name="exponential", warmup_steps=0, decay_start=0.6, final_fraction=0.001)
+    assert learning_rate_factor(config, 60, 100) == 1
+    assert learning_rate_factor(config, 80, 100) == pytest.approx(math.sqrt(0.001))
+
+
+class Proxies(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxies = nn.Parameter(torch.zeros(3, 2))
+
+
+def test_groups_and_their_rates() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    optimizer = build_optimizer(AdamWConfig(lr=0.1, loss_lr_multiplier=5, weight_decay=0.3), model, Proxies())
+    described = [(len(g["params"]), g["weight_decay"], g["lr"]) for g in optimizer.param_groups]
+    assert described == [(1, 0.3, 0.1), (3, 0.0, 0.1), (1, 0.0, 0.5)]
+    set_learning_rate(optimizer, 0.5)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.05, 0.05, 0.25]
+    set_learning_rate(optimizer, 1.0)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.1, 0.1, 0.5]
+
+
+def test_frozen_parameters_and_losses_without_parameters_make_no_group() -> None:
+    model = nn.Linear(2, 3)
+    model.bias.requires_grad_(False)
+    optimizer = build_optimizer(SGDConfig(), model, nn.Module())
+    assert [len(g["params"]) for g in optimizer.param_groups] == [1]
+
+
+def test_clipping_returns_the_norm_before() -> None:
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([weight], None).item() == 5
+    assert weight.grad.tolist() == [3, 4]
+    assert clip_gradients([weight], 1.0).item() == 5
+    assert weight.grad.norm().item() == pytest.approx(1, abs=1e-5)
