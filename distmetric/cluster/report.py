@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
@@ -44,7 +45,7 @@ def write_report(config: Config, run_dir: str, checkpoint_location: str, tracked
         config=config_dict(config),
         environment=environment(),
         command=shlex.join(["python", *sys.argv]),
-        embeddings=embed(embedder.float(), images, rows, config.eval.batch_size, "cpu").numpy(),
+        embeddings=embed(embedder.float(), images, rows, config.eval.batch_size, torch.device("cpu")).numpy(),
         labels=catalog.labels[rows],
         label_names=catalog.label_names,
         images=images.images(rows).numpy(),
@@ -53,7 +54,9 @@ def write_report(config: Config, run_dir: str, checkpoint_location: str, tracked
     with tempfile.TemporaryDirectory() as folder:
         local = write_run_report(Path(folder) / "report.html", report)
         filesystem, path = open_location(f"{run_dir}/report.html")
-        fs.copy_files(str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+        fs.copy_files(
+            str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem
+        )
         tracked.log_artifact(str(local))
     return f"{run_dir}/report.html"
 

@@ -84,5 +84,7 @@ def new_run_location(config: Config) -> tuple[str, str]:
     location = f"{absolute(config.output_dir)}/{name}"
     filesystem, path = open_location(location)
     if filesystem.get_file_info(f"{path}/{_RUN_FILE}").type != fs.FileType.NotFound:
-        raise InputError(f"name={name} is taken: choose another name, or continue that run with resume={location}")
+        raise InputError(
+            f"name={name} is taken: choose another name, or continue that run with resume={location}"
+        )
     return name, location

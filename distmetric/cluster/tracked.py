@@ -92,7 +92,9 @@ def open_tracking(config: Config, folder: RunFolder) -> TrackedRun:
             "distmetric.data_fingerprint": folder.fingerprint,
             "mlflow.source.git.commit": git_revision(),
         },
-        (Path(config.output_dir) / "artifacts").as_uri() if local and "://" not in config.output_dir else None,
+        (Path(config.output_dir) / "artifacts").as_uri()
+        if local and "://" not in config.output_dir
+        else None,
     )
     tracked = TrackedRun(uri, run.run_id)
     tracked.describe(folder)

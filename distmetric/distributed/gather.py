@@ -32,13 +32,13 @@ class _Gather(torch.autograd.Function):
         return torch.cat([gathered[r * longest : r * longest + size] for r, size in enumerate(sizes)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         replica, sizes = ctx.replica, ctx.sizes
         if replica.world_size == 1:
             return grad, None, None
         longest = max(sizes)
         if min(sizes) != longest:
-            grad = torch.cat([_padded(part, longest) for part in grad.split(list(sizes))])
+            grad = torch.cat([_padded(part, longest) for part in torch.split(grad, list(sizes))])
         own = grad.new_empty(longest, *grad.shape[1:])
         _reduce_scatter(own, grad.contiguous(), group=replica.group)
         return own[: sizes[replica.rank]], None, None

@@ -47,10 +47,10 @@ class DistributedLoss(nn.Module):
 
     def joint(self, batch: JointBatch) -> tuple[Tensor, Tensor]:
         """The loss of a batch that has been gathered already, and the fraction of terms that are active."""
-        total, count, active = self.loss.parts(batch)
-        sums = torch.stack([total.detach().double(), count.double(), active.double()])
-        joint_total, joint_count, joint_active = self.replica.sum_(sums).unbind()
-        terms = joint_count.clamp_min(1)
+        total, num_terms, num_active = self.loss.parts(batch)
+        sums = torch.stack([total.detach().double(), num_terms.double(), num_active.double()])
+        joint_total, joint_terms, joint_active = self.replica.sum_(sums).unbind()
+        terms = joint_terms.clamp_min(1)
         own = total * (self.replica.world_size / terms).to(total.dtype)
         value = (joint_total / terms).to(total.dtype)
         # The value of the joint batch with the gradient of this rank's share.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from distmetric.distributed.replica import Replica
 # Buffers (running statistics) are averaged when they matter, in `average_buffers`, and not sent at every step; the
 # switch for that has been renamed in torch 2.13.
 _RENAMED = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-_NO_BUFFER_SYNC = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
+_NO_BUFFER_SYNC: dict[str, Any] = {"forward_sync_buffers" if _RENAMED else "broadcast_buffers": False}
 
 
 def parallel(module: nn.Module, replica: Replica, device: torch.device) -> nn.Module:
@@ -36,5 +37,6 @@ def average_buffers(module: nn.Module, replica: Replica) -> None:
     if replica.world_size == 1 or not floating:
         return
     flat = replica.sum_(torch.cat([buffer.double().flatten() for buffer in floating])) / replica.world_size
-    for buffer, mean in zip(floating, flat.split([buffer.numel() for buffer in floating]), strict=True):
+    means = torch.split(flat, [buffer.numel() for buffer in floating])
+    for buffer, mean in zip(floating, means, strict=True):
         buffer.copy_(mean.view_as(buffer))

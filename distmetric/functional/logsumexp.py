@@ -25,7 +25,7 @@ class _NegativeLogSumExp(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         anchors, columns, labels, column_labels, result = ctx.saved_tensors
         column_squares = columns.square().sum(1)
         grad_anchors, grad_columns = torch.empty_like(anchors), torch.zeros_like(columns)

@@ -15,13 +15,13 @@ class LossParts(NamedTuple):
 
     Attributes:
         total: Scalar with gradient, the sum of the terms of this rank's anchors.
-        count: Scalar without gradient, how many terms that were.
-        active: Scalar without gradient, how many of the terms still push (above 1e-5).
+        num_terms: Scalar without gradient, how many terms that were.
+        num_active: Scalar without gradient, how many of the terms still push (above 1e-5).
     """
 
     total: Tensor
-    count: Tensor
-    active: Tensor
+    num_terms: Tensor
+    num_active: Tensor
 
 
 ACTIVE_ABOVE = 1e-5  # below this a term is over, also for soft margins that never reach 0
@@ -72,8 +72,8 @@ class PairLoss(nn.Module):
         else:
             check_batch(ref_emb, ref_labels, "ref_emb", "ref_labels")
             batch = JointBatch(embeddings, labels, ref_emb, ref_labels, None)
-        total, count, _ = self.parts(batch)
-        return total / count.clamp_min(1)
+        total, num_terms, _ = self.parts(batch)
+        return total / num_terms.clamp_min(1)
 
 
 def check_batch(embeddings: Tensor, labels: Tensor, embeddings_name: str, labels_name: str) -> None:

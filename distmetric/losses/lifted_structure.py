@@ -75,8 +75,8 @@ class LiftedStructureLoss(PairLoss):
         terms = F.relu(lifted).square() / 2
         # Rows that met no pair stay in the graph, so that every rank takes part in the backward communication.
         total = terms.sum() + 0.0 * (own.nan_to_num(neginf=0.0).sum() + others.nan_to_num(neginf=0.0).sum())
-        count = torch.tensor(len(terms), device=terms.device)
-        return LossParts(total, count, (terms.detach() > ACTIVE_ABOVE).sum())
+        num_terms = torch.tensor(len(terms), device=terms.device)
+        return LossParts(total, num_terms, (terms.detach() > ACTIVE_ABOVE).sum())
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""

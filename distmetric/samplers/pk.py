@@ -106,7 +106,8 @@ class PKSampler:
         count, take = int(self._counts[label]), self.samples_per_class
         cycle, slot = divmod(visit, max(1, count // take))
         order = self._generator(1 + label, cycle).permutation(count)[slot * take : (slot + 1) * take]
-        return self._rows[self._starts[label] + order]
+        rows: Rows = self._rows[self._starts[label] + order]
+        return rows
 
     def _generator(self, stream: int, counter: int) -> np.random.Generator:
         # Philox is a counter-based generator: a key and a counter give the same numbers whatever was drawn before.

@@ -165,7 +165,9 @@ class MLflowTracker:
         """
         self._queue.join()
         if self._error is not None:
-            raise ResourceError(f"MLflow did not take the run's metrics: {' '.join(str(self._error).split())}")
+            raise ResourceError(
+                f"MLflow did not take the run's metrics: {' '.join(str(self._error).split())}"
+            )
 
     def close(self) -> None:
         """See `Tracker.close`."""

@@ -68,7 +68,9 @@ class Checkpoint:
 
     def tensors(self, name: str) -> Any:
         """The tensors saved under `name` ("model" or "training"), on the CPU."""
-        return torch.load(io.BytesIO(_read(self.location, f"{name}.pt")), weights_only=True, map_location="cpu")
+        return torch.load(
+            io.BytesIO(_read(self.location, f"{name}.pt")), weights_only=True, map_location="cpu"
+        )
 
 
 def read_checkpoint(location: str) -> Checkpoint:
@@ -209,7 +211,9 @@ def find_checkpoint(location: str) -> Checkpoint:
     filesystem, path = open_location(location)
     if filesystem.get_file_info(f"{path}/checkpoints").type == fs.FileType.Directory:
         run = json.loads(_read(location, "run.json"))
-        store = CheckpointStore(f"{location}/checkpoints", best_metric=run["config"]["checkpoint"]["best_metric"])
+        store = CheckpointStore(
+            f"{location}/checkpoints", best_metric=run["config"]["checkpoint"]["best_metric"]
+        )
         if (best := store.best()) is not None:
             return best
         raise InputError(f"{location} has no complete checkpoint yet")

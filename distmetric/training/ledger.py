@@ -29,7 +29,7 @@ class Ledger:
     def __call__(self, phase: str) -> Iterator[None]:
         """Time a phase of the step."""
         if self._cuda:
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             first.record()
             yield
             last.record()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-import torch
-
 from distmetric.data.augment import augment
 from distmetric.distributed.gather import gather_batch
 from distmetric.distributed.loss import average_gradients

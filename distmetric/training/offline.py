@@ -124,7 +124,8 @@ def embed_source(job: EmbedJob) -> dict[str, Any]:
 
 @torch.no_grad()
 def _embed(embedder: Embedder, images: torch.Tensor, device: torch.device) -> np.ndarray[Any, Any]:
-    return embedder(images.to(device)).float().cpu().numpy()
+    embeddings: torch.Tensor = embedder(images.to(device))
+    return embeddings.float().cpu().numpy()
 
 
 def _record_batch(
@@ -158,7 +159,12 @@ def _catalog_batches(job: EmbedJob, config: Config) -> Iterator[Rows]:
     for start in range(0, len(rows), job.batch_size):
         part = rows[start : start + job.batch_size]
         names = [catalog.label_names[label] for label in catalog.labels[part]]
-        yield catalog.ids[part].tolist(), [catalog.source_path(row) for row in part], names, store.images(part)
+        yield (
+            catalog.ids[part].tolist(),
+            [catalog.source_path(row) for row in part],
+            names,
+            store.images(part),
+        )
 
 
 def _file_batches(job: EmbedJob, config: Config, bad: list[tuple[str, str]]) -> Iterator[Rows]:
@@ -180,5 +186,3 @@ def _file_batches(job: EmbedJob, config: Config, bad: list[tuple[str, str]]) -> 
             pending, pixels = ([], [], [], torch.empty(0)), []
     if pixels:
         yield (*pending[:3], torch.from_numpy(np.stack(pixels)))
-
-

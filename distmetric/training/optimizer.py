@@ -59,5 +59,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> torch.Tensor:
     """Scale gradients to at most `clip_norm` (None: leave them) and return their norm before."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
-    return norm
+    return torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)

@@ -36,9 +36,7 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
         ) from None
 
 
-def load_embedder(
-    checkpoint: Checkpoint, device: torch.device | str = "cpu"
-) -> tuple[Embedder, Config]:
+def load_embedder(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Embedder, Config]:
     """Build the checkpoint's embedder with its weights, in evaluation mode, and the configuration it came from."""
     config = decode(Config, checkpoint.meta["config"])
     embedder = build_embedder(config.model, seed=config.seed)

@@ -88,9 +88,7 @@ class Worker:
         self.test_rows = self.catalog.rows(config.data.test_split)
         self.images = self._image_store()
         self.sampler = build_sampler(config, self.catalog)
-        self.batches = BatchLoader(
-            self.sampler, self.catalog, self.images, self.train_rows, replica, device
-        )
+        self.batches = BatchLoader(self.sampler, self.catalog, self.images, self.train_rows, replica, device)
         # what is learned, and how
         self.embedder = build_embedder(config.model, config.seed, replica).to(device, self.dtype)
         self.model = parallel(self.embedder, replica, device)

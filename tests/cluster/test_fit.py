@@ -19,7 +19,11 @@ def test_a_diverging_run_fails_once_truthfully_and_in_one_line(glyph_cache, tmp_
     overrides = ["debug=tiny", "optim=sgd", "optim.lr=1e38", "schedule.warmup_steps=0", "name=diverges"]
     command = [sys.executable, "jobs/train.py", *overrides, f"output_dir={tmp_path}"]
     ran = subprocess.run(
-        [*command, f"data.cache_dir={glyph_cache}"], cwd=REPOSITORY, capture_output=True, text=True, timeout=150
+        [*command, f"data.cache_dir={glyph_cache}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=150,
     )
     assert ran.returncode == 4, ran.stderr[-3000:]
     assert ran.stdout == ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from runs import tiny_config
 
 from distmetric.cluster.run_folder import RunFolder, absolute, new_run_location, read_run
 from distmetric.errors import InputError
+from runs import tiny_config
 
 
 def test_round_trip_also_when_the_folder_was_moved(tmp_path) -> None:

@@ -6,13 +6,13 @@ import os
 
 import pytest
 import torch
-from runs import tiny_config
 
 from distmetric.cluster import fit as fit_module
 from distmetric.cluster.fit import fit
 from distmetric.cluster.session import available_cpus, check_local
 from distmetric.config.schema import TrainerConfig
 from distmetric.errors import ConfigError, InputError
+from runs import tiny_config
 
 
 def test_more_workers_than_cpus_names_what_fits(monkeypatch) -> None:
@@ -20,7 +20,9 @@ def test_more_workers_than_cpus_names_what_fits(monkeypatch) -> None:
     assert available_cpus() == 3
     check_local(TrainerConfig(num_workers=3))
     check_local(TrainerConfig(num_workers=6, cpus_per_worker=0.5))
-    with pytest.raises(ConfigError, match=r"needs 4 CPUs but this machine has 3: set trainer.num_workers=3 or"):
+    with pytest.raises(
+        ConfigError, match=r"needs 4 CPUs but this machine has 3: set trainer.num_workers=3 or"
+    ):
         check_local(TrainerConfig(num_workers=4))
 
 
@@ -34,8 +36,16 @@ def test_more_workers_than_gpus_names_what_fits(gpus, fix, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["sampler.samples_per_class=17"], ConfigError, "samples_per_class=17 but the largest training class"),
-        (["sampler.classes_per_batch=500"], ConfigError, "sampler.classes_per_batch=500 but the training split has"),
+        (
+            ["sampler.samples_per_class=17"],
+            ConfigError,
+            "samples_per_class=17 but the largest training class",
+        ),
+        (
+            ["sampler.classes_per_batch=500"],
+            ConfigError,
+            "sampler.classes_per_batch=500 but the training split has",
+        ),
         (["trainer.num_workers=3"], ConfigError, "cannot be divided among trainer.num_workers=3"),
         (["data.test_split=nope"], InputError, "nope"),
     ],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from processes import run_ranks
 from torch import nn
 
 from distmetric.distributed import DistributedLoss, Replica, average_gradients, gather
@@ -13,6 +12,7 @@ from distmetric.distributed.parallel import average_buffers, parallel
 from distmetric.losses import LiftedStructureLoss, PairLoss, TripletLoss
 from distmetric.losses.base import LossParts
 from distmetric.samplers import slice_sizes
+from processes import run_ranks
 
 SIZES = {1: [[13]], 2: [[8, 5], [12, 1]], 3: [[5, 4, 4], [9, 3, 1], [0, 6, 7]]}
 CASES = [(world, sizes) for world, cases in SIZES.items() for sizes in cases]
@@ -28,7 +28,7 @@ class ScaledTriplet(PairLoss):
 
     def parts(self, batch) -> LossParts:
         parts = self.inner.parts(batch)
-        return LossParts(parts.total * self.scale.exp(), parts.count, parts.active)
+        return LossParts(parts.total * self.scale.exp(), parts.num_terms, parts.num_active)
 
 
 LOSSES = {
@@ -89,7 +89,9 @@ def gather_round_trip(replica: Replica, sizes: list[int]) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize(("world_size", "sizes"), CASES, ids=str)
-def test_gather_concatenates_in_rank_order_and_sums_what_comes_back(world_size: int, sizes: list[int]) -> None:
+def test_gather_concatenates_in_rank_order_and_sums_what_comes_back(
+    world_size: int, sizes: list[int]
+) -> None:
     results = run_ranks(world_size, gather_round_trip, sizes)
     expected = np.concatenate(
         [np.arange(size * 2.0).reshape(size, 2) + 100 * rank for rank, size in enumerate(sizes)]

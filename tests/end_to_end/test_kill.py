@@ -13,11 +13,11 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
-from processes import run_ranks
-from runs import run_once, tiny_config
 
 from distmetric.distributed import Replica
 from distmetric.training.checkpoint import read_checkpoint
+from processes import run_ranks
+from runs import run_once, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = (

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import oracles
 from distmetric.functional import (
     JointBatch,
     distances,
@@ -67,7 +67,9 @@ def test_positive_pairs_are_those_of_the_double_loop(labels: list[int], disjoint
 @given(labels=LABELS, block_rows=st.integers(1, 30), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_hardest_pairs_for_any_block_size(labels: list[int], block_rows: int, seed: int) -> None:
-    embeddings = torch.randn(len(labels), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    embeddings = torch.randn(
+        len(labels), 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(distances.BLOCK_BYTES, "cpu", block_rows * len(labels) * 8)
         found = hardest_pairs(whole_batch(embeddings, torch.tensor(labels)))

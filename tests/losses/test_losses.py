@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import resource
 
-import oracles
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import oracles
 from distmetric.functional import distances
 from distmetric.losses import (
     LiftedStructureLoss,
@@ -28,7 +28,9 @@ ALL = [
     pytest.param(TripletLoss("soft"), lambda e, y: oracles.batch_hard(e, y, "soft"), id="triplet_soft"),
     pytest.param(LiftedStructureLoss(), oracles.lifted_structure, id="lifted"),
     pytest.param(
-        LiftedStructureLoss(0.5, 0.1), lambda e, y: oracles.lifted_structure(e, y, 0.5, 0.1), id="lifted_margins"
+        LiftedStructureLoss(0.5, 0.1),
+        lambda e, y: oracles.lifted_structure(e, y, 0.5, 0.1),
+        id="lifted_margins",
     ),
 ]
 
@@ -144,7 +146,9 @@ def test_a_negative_margin_is_refused() -> None:
 
 def test_configurations_build_their_loss() -> None:
     assert repr(build_loss(TripletLossConfig(margin=0.3))) == "TripletLoss(margin=0.3)"
-    assert repr(build_loss(LiftedStructureLossConfig())) == "LiftedStructureLoss(neg_margin=1.0, pos_margin=0.0)"
+    assert (
+        repr(build_loss(LiftedStructureLossConfig())) == "LiftedStructureLoss(neg_margin=1.0, pos_margin=0.0)"
+    )
 
 
 @pytest.mark.parametrize("loss", [TripletLoss(), LiftedStructureLoss()], ids=repr)

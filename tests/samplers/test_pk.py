@@ -48,7 +48,9 @@ def test_classes_large_enough_make_exactly_p_classes_of_k() -> None:
 def test_a_pass_meets_every_class_once() -> None:
     sampler, label_of = sampler_of([5] * 12, p=4, k=2)
     for start in (0, 3, 6):
-        met = Counter(label_of[row] for step in range(start, start + 3) for row in sampler.batch(step).tolist())
+        met = Counter(
+            label_of[row] for step in range(start, start + 3) for row in sampler.batch(step).tolist()
+        )
         assert set(met.values()) == {2}
         assert len(met) == 12
 
@@ -67,7 +69,9 @@ def test_the_plan_is_a_pure_function_of_seed_and_step() -> None:
     backwards = {step: other.batch(step) for step in reversed(range(30))}
     for step in range(30):
         np.testing.assert_array_equal(one.batch(step), backwards[step])
-    assert any((one.batch(step) != sampler_of([5] * 9, 3, 2, seed=1)[0].batch(step)).any() for step in range(3))
+    assert any(
+        (one.batch(step) != sampler_of([5] * 9, 3, 2, seed=1)[0].batch(step)).any() for step in range(3)
+    )
 
 
 def test_the_order_of_the_catalog_rows_does_not_matter() -> None:

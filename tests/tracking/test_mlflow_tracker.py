@@ -19,7 +19,9 @@ def new_run(uri: str, **params) -> MLflowRun:
 
 
 def test_a_run_carries_parameters_tags_and_name(uri) -> None:
-    run = new_run(uri, **{"train.steps": 5, "name": None, "long": "x" * 9000}, **{f"p{i}": i for i in range(150)})
+    run = new_run(
+        uri, **{"train.steps": 5, "name": None, "long": "x" * 9000}, **{f"p{i}": i for i in range(150)}
+    )
     found = mlflow.MlflowClient(uri).get_run(run.run_id)
     assert found.info.run_name == "a run"
     assert found.info.status == "RUNNING"

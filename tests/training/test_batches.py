@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from runs import CPU, tiny_config
 
 from distmetric.data.decode import ImageStore
 from distmetric.distributed import Replica
 from distmetric.training.batches import BatchLoader
 from distmetric.training.worker import build_sampler, open_data
+from runs import CPU, tiny_config
 
 
 def test_the_ranks_slices_are_the_planned_batch_with_training_labels(glyph_cache) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from processes import run_ranks
-from runs import CPU, tiny_config
 
 import distmetric
 from distmetric.data.decode import ImageStore
@@ -13,6 +11,8 @@ from distmetric.distributed import Replica
 from distmetric.models.build import build_embedder
 from distmetric.training.embedding import embed, evaluate_sharded
 from distmetric.training.worker import open_data
+from processes import run_ranks
+from runs import CPU, tiny_config
 
 
 def parts(cache):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from processes import run_ranks
-from runs import ListTracker, run_once, tiny_config
 
 from distmetric.distributed import Replica
 from distmetric.errors import InputError, NonFiniteError
+from processes import run_ranks
+from runs import ListTracker, run_once, tiny_config
 
 SMALL = ("model.widths=[8, 8]", "model.embedding_dim=16")
 
@@ -119,7 +119,9 @@ def test_bfloat16_autocast_trains_with_float32_weights_and_loss(glyph_cache, tmp
 
 
 def test_every_step_logs_what_tells_a_healthy_run(glyph_cache, tmp_path) -> None:
-    _, _, tracker = run_once(tiny_config(glyph_cache, "train.steps=12", "train.log_every=5", *SMALL), tmp_path)
+    _, _, tracker = run_once(
+        tiny_config(glyph_cache, "train.steps=12", "train.log_every=5", *SMALL), tmp_path
+    )
     expected = {
         "train/loss", "train/active_fraction", "train/gradient_norm", "train/learning_rate",
         "train/positive_distance_mean", "train/positive_distance_p10", "train/positive_distance_p50",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import oracles
 import pytest
 import torch
-from processes import run_ranks
 
+import oracles
 from distmetric.distributed import Replica
 from distmetric.errors import NonFiniteError
 from distmetric.functional import JointBatch
 from distmetric.training import monitor
 from distmetric.training.ledger import PHASES, Ledger
 from distmetric.training.monitor import Monitor, batch_statistics
+from processes import run_ranks
 
 CPU = torch.device("cpu")
 
@@ -27,8 +27,12 @@ def test_statistics_equal_plain_loops() -> None:
     rows, names = embeddings.tolist(), labels.tolist()
     found = dict(zip(monitor._NAMES, batch_statistics(batch_of(embeddings, labels)).tolist(), strict=True))
     pairs = {
-        "positive": [oracles.distance(rows[a], rows[p]) for a in range(12) for p in oracles.positives(names, a)],
-        "negative": [oracles.distance(rows[a], rows[n]) for a in range(12) for n in oracles.negatives(names, a)],
+        "positive": [
+            oracles.distance(rows[a], rows[p]) for a in range(12) for p in oracles.positives(names, a)
+        ],
+        "negative": [
+            oracles.distance(rows[a], rows[n]) for a in range(12) for n in oracles.negatives(names, a)
+        ],
     }
     for kind, distances in pairs.items():
         values = torch.tensor(distances, dtype=torch.float64)
@@ -48,7 +52,11 @@ def test_statistics_equal_plain_loops() -> None:
 
 def test_collapse_shows() -> None:
     found = dict(
-        zip(monitor._NAMES, batch_statistics(batch_of(torch.ones(8, 3), torch.arange(8) % 2)).tolist(), strict=True)
+        zip(
+            monitor._NAMES,
+            batch_statistics(batch_of(torch.ones(8, 3), torch.arange(8) % 2)).tolist(),
+            strict=True,
+        )
     )
     assert found["embedding_variance"] == found["hardest_gap"] == found["negative_distance_mean"] == 0
 

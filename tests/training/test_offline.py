@@ -7,7 +7,6 @@ import zipfile
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from runs import run_once, tiny_config
 
 import distmetric
 from distmetric.config.jobs import EmbedJob, EvaluateData, EvaluateJob
@@ -15,6 +14,7 @@ from distmetric.data.catalog import Catalog
 from distmetric.errors import InputError
 from distmetric.training.offline import embed_source, evaluate_checkpoint
 from distmetric.training.worker import open_data
+from runs import run_once, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,9 @@ def test_a_split_needs_a_catalog(trained, tmp_path) -> None:
     result, _ = trained
     with pytest.raises(InputError, match="split=test but source="):
         embed_source(
-            EmbedJob(checkpoint=result.checkpoint, source=str(tmp_path), out=str(tmp_path / "e"), split="test")
+            EmbedJob(
+                checkpoint=result.checkpoint, source=str(tmp_path), out=str(tmp_path / "e"), split="test"
+            )
         )
 
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import run_once, tiny_config
 
 from distmetric.training.saved_model import config_dict
+from runs import run_once, tiny_config
 
 SCRIPT = """
 import sys
