@@ -13,16 +13,15 @@ from typing import Any
 
 from distmetric.cluster.fit import fit, load_resumable
 from distmetric.config.command import run_command
-from distmetric.config.compose import compose, resume
+from distmetric.config.compose import compose, resume, value_of
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 
 
 def main(overrides: list[str]) -> dict[str, Any]:
     """Compose, check, train."""
-    values = compose("config", overrides)
-    if values["resume"] is not None:
-        values = resume(load_resumable(values["resume"]), overrides)
+    interrupted = value_of("resume", overrides)
+    values = resume(load_resumable(interrupted), overrides) if interrupted else compose("config", overrides)
     result = fit(decode(Config, values))
     if result.tracking_uri:
         print(f"MLflow:  mlflow ui --backend-store-uri {result.tracking_uri}", file=sys.stderr)

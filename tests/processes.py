@@ -18,7 +18,9 @@ import torch.distributed as dist
 from distmetric.distributed.replica import Replica
 
 
-def _rank_main(rank: int, world_size: int, store: str, fn: Callable[..., Any], args: tuple, pipe: Any) -> None:
+def _rank_main(
+    rank: int, world_size: int, store: str, fn: Callable[..., Any], args: tuple, pipe: Any
+) -> None:
     torch.set_num_threads(1)
     try:
         dist.init_process_group(

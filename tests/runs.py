@@ -15,11 +15,13 @@ from distmetric.training.loop import TrainResult, train
 from distmetric.training.worker import Worker
 
 CPU = torch.device("cpu")
+FEW_GLYPHS = ("data.max_classes=60",)
 
 
 def tiny_config(cache: Path, *overrides: str) -> Config:
-    """`debug=tiny` with its glyphs drawn into `cache`."""
-    return decode(Config, compose("config", ["debug=tiny", "tracking=none", f"data.cache_dir={cache}", *overrides]))
+    """`debug=tiny` on a few glyphs, drawn into `cache`."""
+    tiny = ("debug=tiny", *FEW_GLYPHS, "model.widths=[16, 16, 16]", "model.embedding_dim=32", "tracking=none")
+    return decode(Config, compose("config", [*tiny, f"data.cache_dir={cache}", *overrides]))
 
 
 class ListTracker:

@@ -19,8 +19,8 @@ def run_command(
 ) -> int:
     """Run a job on its command line.
 
-    `--help` prints the job's docstring and the choices of its groups, `--cfg` the composed configuration as YAML, `--cfg json` as JSON. The last
-    line on standard output is the result as one JSON object.
+    `--help` prints the job's docstring and the choices of its groups, `--cfg` the composed configuration as
+    YAML, `--cfg json` as JSON. The last line on standard output is the result as one JSON object.
 
     Args:
         config_name: The file of conf/ that the job's configuration is composed from.
@@ -29,10 +29,12 @@ def run_command(
         arguments: The command line; that of this process by default.
 
     Returns:
-        The exit code: 0, or that of the user's mistake (2 for input and settings, 3 for the machine).
+        The exit code: 0, or that of the user's mistake (2 for input and settings, 3 for the machine, 4 for a
+        loss that is not finite).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    overrides = [argument for argument in arguments if "=" in argument or not _is_flag(argument)]
+    flags = ("--help", "-h", "--cfg", *(("json", "yaml") if "--cfg" in arguments else ()))
+    overrides = [argument for argument in arguments if argument not in flags]
     try:
         if "--help" in arguments or "-h" in arguments:
             print(_help(config_name, doc))
@@ -48,10 +50,6 @@ def run_command(
     sys.stderr.flush()
     print(json.dumps(result), flush=True)
     return 0
-
-
-def _is_flag(argument: str) -> bool:
-    return argument in ("--help", "-h", "--cfg", "json", "yaml")
 
 
 def _help(config_name: str, doc: str) -> str:

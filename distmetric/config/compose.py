@@ -20,7 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 from distmetric.config.decode import decode, leaves, unknown_key
 from distmetric.errors import ConfigError
 
-CONF_DIR = Path(__file__).resolve().parents[2] / "conf"
+# Beside the package in a checkout, inside it where it was installed from a wheel.
+_PLACES = (Path(__file__).resolve().parents[1] / "conf", Path(__file__).resolve().parents[2] / "conf")
+CONF_DIR = next((place for place in _PLACES if place.is_dir()), _PLACES[-1])
 
 T = TypeVar("T")
 
@@ -36,18 +38,26 @@ def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: One line naming the key and the fix, for anything that cannot be composed.
     """
-    for parsed in _parse(overrides):
-        if parsed.is_sweep_override():
-            raise ConfigError(f"{parsed.input_line} names several values: a run takes one")
+    if not CONF_DIR.is_dir():
+        raise ConfigError(f"{CONF_DIR} does not exist: install with pip install -e from a checkout")
+    parsed = _parse(overrides)
+    for override in _choices(config_name, parsed):
+        if not isinstance(override.value(), (str, list, dict)):
+            choice = str(override.input_line).partition("=")[2]
+            raise ConfigError(_no_choice(str(override.key_or_group), choice))
     try:
         return _resolve(_compose(config_name, overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(config_name, error)) from None
+        raise ConfigError(_explain(config_name, parsed, error)) from None
+    except ValueError as error:  # of Hydra's own code, which then says nothing about the key
+        raise ConfigError(f"{' '.join(overrides)} cannot be applied: {_one_line(error)}") from None
 
 
 # What may differ between the stretches of one run: where and how it is computed, not what.
-_RESUMABLE = ("trainer.", "eval.", "checkpoint.", "train.steps", "train.log_every", "data.path", "data.cache_dir")
-_RESUMABLE += ("data.memory_limit_gib", "report")
+_RESUMABLE = (
+    *("trainer.", "eval.", "checkpoint.", "train.steps", "train.log_every"),
+    *("data.path", "data.cache_dir", "data.memory_limit_gib", "report"),
+)
 
 
 def resume(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +83,16 @@ def resume(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
         if key not in known:
             raise ConfigError(unknown_key(key, known))
         OmegaConf.update(merged, key, parsed.value())
-    return _resolve(merged)
+    try:
+        return _resolve(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def value_of(key: str, overrides: Sequence[str]) -> Any:
+    """The value that the overrides give a key; None where they do not."""
+    given = [parsed.value() for parsed in _parse(overrides) if parsed.key_or_group == key]
+    return given[-1] if given else None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -88,6 +107,12 @@ def groups() -> dict[str, list[str]]:
         for folder in sorted(CONF_DIR.iterdir())
         if folder.is_dir()
     }
+
+
+def groups_of(config_name: str) -> list[str]:
+    """The groups that a file of conf/ chooses from."""
+    text = (CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8")
+    return [name for name in groups() if f"- {name}:" in text]
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -105,21 +130,43 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            parsed += OverridesParser.create().parse_overrides([text])
+            override = OverridesParser.create().parse_override(text)
         except HydraException:
-            raise ConfigError(f"{text!r} cannot be read: give settings as key=value, quoting odd values") from None
+            override = None
+        if override is None or not override.key_or_group:
+            raise ConfigError(f"{text!r} cannot be read: give settings as key=value, quoting odd values")
+        if override.is_sweep_override():
+            raise ConfigError(f"{text} names several values: a run takes one")
+        parsed.append(override)
     return parsed
 
 
-def _explain(config_name: str, error: Exception) -> str:
-    while not str(error) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+def _choices(config_name: str, parsed: Sequence[Override]) -> list[Override]:
+    names = groups_of(config_name)
+    return [o for o in parsed if o.key_or_group in names and o.package is None and not o.is_delete()]
+
+
+def _no_choice(group: str, choice: str) -> str:
+    return f"{group}={choice} does not exist: choose one of {', '.join(groups()[group])}"
+
+
+def _explain(config_name: str, parsed: Sequence[Override], error: Exception) -> str:
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
-        known = OmegaConf.to_container(_compose(config_name, []))
-        return unknown_key(match.group(1).split("@")[0], [*leaves(cast(dict[str, Any], known)), *groups()])
+        key, names = match.group(1), groups_of(config_name)
+        # Where a whole section was given, only the cause names the key in it that is wrong.
+        inner = re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(error.__cause__))
+        chosen = [str(override.input_line) for override in _choices(config_name, parsed)]
+        known = cast(dict[str, Any], OmegaConf.to_container(_compose(config_name, chosen)))
+        return unknown_key(inner.group(1) if inner else key, [*leaves(known), *([] if "." in key else names)])
     if match := re.search(r"(?:Could not find|Could not load|Unable to find) '([^']+)'", text):
         group, _, choice = match.group(1).rpartition("/")
         if group in groups():
-            return f"{group}={choice} does not exist: choose one of {', '.join(groups()[group])}"
-    return " ".join(line.strip() for line in text.strip().splitlines()[:2])
+            return _no_choice(group, choice)
+    return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    while not str(error) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])

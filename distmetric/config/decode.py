@@ -85,9 +85,13 @@ def _scalar(schema: Any, value: Any, key: str) -> Any:
     if schema in (None, types.NoneType) and value is None:
         return None
     if schema is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isnan(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.nan
+        if math.isnan(number):
             raise _wrong(key, value, "a number")
-        return float(value)
+        return number
     if schema in (int, str) and isinstance(value, schema) and not isinstance(value, bool):
         return value
     if schema is bool and isinstance(value, bool):
@@ -106,7 +110,7 @@ def _union(variants: tuple[Any, ...], value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise _wrong(key, value, "a group of settings")
     by_name = {name: variant for variant in variants for name in get_args(get_type_hints(variant)["name"])}
-    if value.get("name") not in by_name:
+    if value.get("name") not in list(by_name):  # which may be of any type, also one that cannot be hashed
         raise _wrong(_join(key, "name"), value.get("name"), f"one of {', '.join(sorted(by_name))}")
     return _decode(by_name[value["name"]], value, key)
 
@@ -136,10 +140,10 @@ def _expected(schema: Any) -> str:
         return " or ".join(str(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
         return " or ".join(_expected(variant) for variant in arguments)
+    if origin is list or (origin is tuple and Ellipsis in arguments):
+        return f"a list, each of them {_expected(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)} values"
-    if origin is list:
-        return f"a list, each of them {_expected(arguments[0])}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
     return names.get(schema, "a group of settings")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from distmetric.config.schema import Config
 from distmetric.errors import ConfigError
 
@@ -21,6 +23,10 @@ def validate(config: Config) -> None:
     _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 1)
     _at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
     _at_least("seed", config.seed, 0)
+    if config.seed >= 2**63:
+        raise ConfigError(f"seed={config.seed} is too large: set it below 2**63")
+    _at_least("model.image_size", config.model.image_size, 1)
+    _at_least("model.embedding_dim", config.model.embedding_dim, 1)
     _at_least("sampler.samples_per_class", sampler.samples_per_class, 2)
     _at_least("sampler.classes_per_batch", sampler.classes_per_batch, 2)
     _at_least("schedule.warmup_steps", config.schedule.warmup_steps, 0)
@@ -32,6 +38,12 @@ def validate(config: Config) -> None:
         raise ConfigError(f"eval.ks={config.eval.ks} is wrong: give one or more numbers from 1 on")
     if config.optim.clip_norm is not None:
         _above_zero("optim.clip_norm", config.optim.clip_norm)
+    for key in ("beta1", "beta2", "momentum"):
+        if not 0 <= (value := getattr(config.optim, key, 0.0)) < 1:
+            raise ConfigError(f"optim.{key}={value} is wrong: 0 <= {key} < 1")
+    _not_negative("optim.weight_decay", config.optim.weight_decay)
+    _not_negative("optim.loss_lr_multiplier", config.optim.loss_lr_multiplier)
+    _not_negative("data.memory_limit_gib", config.data.memory_limit_gib)
     if not 0 <= config.schedule.decay_start < 1:
         raise ConfigError(f"schedule.decay_start={config.schedule.decay_start} is wrong: 0 <= decay_start < 1")
     if not 0 < config.schedule.final_fraction <= 1:
@@ -65,5 +77,10 @@ def _at_least(key: str, value: int, least: int) -> None:
 
 
 def _above_zero(key: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{key}={value} is wrong: it must be above 0")
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{key}={value} is wrong: it must be above 0 and finite")
+
+
+def _not_negative(key: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{key}={value} is wrong: it must be 0 or more and finite")

@@ -17,12 +17,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from distmetric.data.catalog import Catalog, CatalogWriter
+from distmetric.data.catalog import Catalog
+from distmetric.data.catalog_writer import CatalogWriter
 from distmetric.data.splits import by_ratio
 from distmetric.errors import InputError, ResourceError
 from distmetric.progress import Progress
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MIN_FONTS = 12
 _OVERSAMPLING = 2
 _COMPARED_PIXELS = 36
@@ -168,7 +169,8 @@ def _shared_code_points(faces: list[_Face]) -> list[int]:
 
 
 def _merge_lookalikes(faces: list[_Face], code_points: list[int]) -> list[list[int]]:
-    """Code points by class, each class and the classes themselves in ascending order."""
+    """Code points by class, each class and the classes themselves in ascending order, without those that show nothing."""
+    blank: set[int] = set()
     parent = {code_point: code_point for code_point in code_points}
 
     def root(code_point: int) -> int:
@@ -183,12 +185,15 @@ def _merge_lookalikes(faces: list[_Face], code_points: list[int]) -> list[list[i
         for code_point in code_points:
             if code_point in face.code_points:
                 mask, offset = font.getmask2(chr(code_point), mode="L", anchor="ms")
+                if mask.getbbox() is None:
+                    blank.add(code_point)
                 look = bytes(mask) + repr((mask.size, offset)).encode()
                 low, high = sorted((root(first_with.setdefault(look, code_point)), root(code_point)))
                 parent[high] = low
     classes: dict[int, list[int]] = defaultdict(list)
     for code_point in code_points:
-        classes[root(code_point)].append(code_point)
+        if code_point not in blank:
+            classes[root(code_point)].append(code_point)
     return list(classes.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,20 @@ class TripletLossConfig:
     """Which triplets of the batch count: the farthest positive with the nearest negative of each anchor."""
     margin: float | Literal["soft"] = "soft"
     """Distance by which a negative must be farther than a positive, or "soft" for ln(1 + e^z)."""
+
+    def __post_init__(self) -> None:
+        """Check the margin.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        check_margin(self.margin)
+
+
+def check_margin(margin: float | Literal["soft"]) -> None:
+    """Raise ValueError unless the margin is "soft" or a finite number that is at least 0."""
+    if margin != "soft" and not 0 <= float(margin) < math.inf:
+        raise ValueError(f'margin={margin!r} is wrong: give a number from 0 on, or "soft"')
 
 
 class TripletLoss(PairLoss):
@@ -46,8 +61,7 @@ class TripletLoss(PairLoss):
 
     def __init__(self, margin: float | Literal["soft"] = "soft") -> None:
         super().__init__()
-        if margin != "soft" and not float(margin) >= 0:
-            raise ValueError(f'margin must be at least 0 or "soft", not {margin!r}')
+        check_margin(margin)
         self.margin = margin
 
     def parts(self, batch: JointBatch) -> LossParts:

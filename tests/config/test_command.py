@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-import yaml
+from omegaconf import OmegaConf
 
 from distmetric.config.command import run_command
 from distmetric.config.compose import compose, groups
@@ -90,9 +90,10 @@ def test_cfg_prints_the_composed_configuration(capsys: pytest.CaptureFixture[str
     arguments = [*REQUIRED, "split=test"]
     expected = compose("embed", arguments)
     assert expected["split"] == "test"
-    for words, read in (["--cfg"], yaml.safe_load), (["--cfg", "json"], json.loads):
-        assert run_command("embed", DOC, never, [*arguments, *words]) == 0
-        assert read(capsys.readouterr().out) == expected
+    assert run_command("embed", DOC, never, [*arguments, "--cfg"]) == 0
+    assert OmegaConf.create(capsys.readouterr().out) == expected
+    assert run_command("embed", DOC, never, [*arguments, "--cfg", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == expected
 
 
 def test_cfg_tells_mistakes_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,6 @@ def message_of(config_name: str, *overrides: str) -> str:
         (["trian.steps=5"], "trian.steps is not a setting: did you mean train.steps?"),
         (["train={stepz:5}"], "train.stepz is not a setting: did you mean train.steps?"),
         (["losss=triplet"], "losss is not a setting: did you mean loss?"),
-        (["loss@other=triplet"], "loss@other is not a setting: did you mean loss?"),
         (["data=catalog", "data.pth=x"], "data.pth is not a setting: did you mean data.path?"),
         (["tracking=none", "tracking.uri=x"], "tracking.uri is not a setting: did you mean tracking.name?"),
         (["loss=tripletx"], f"loss=tripletx does not exist: choose one of {LOSSES}"),
@@ -83,7 +82,7 @@ def test_what_is_added_is_no_setting_either() -> None:
         with pytest.raises(ConfigError) as caught:
             load_config(overrides)
         assert str(caught.value) == message
-    assert message_of("embed", *EMBED, "+split=x").startswith(
+    assert message_of("embed", *EMBED, "+batch_size=3").startswith(
         "Could not append to config. An item is already"
     )
 

@@ -39,8 +39,6 @@ DIFFERENT: dict[str, set[str]] = {
     },
     "loss=triplet_hard_margin": {"loss.margin"},
     "loss=lifted_structure": {"model.normalize"},
-    "model=transformers": {"model.image_size", "model.channels"},
-    "model=timm": {"model.image_size", "model.channels"},
     "schedule=constant": {"schedule.name"},
     "schedule=exponential": {"schedule.name", "schedule.final_fraction"},
     "trainer=gpu": {f"trainer.{k}" for k in ("num_workers", "use_gpu", "cpus_per_worker")},

@@ -1,4 +1,4 @@
-"""Settings that are impossible, alone or together, are told with key, value and fix before anything starts."""
+"""Settings that are impossible, alone or together, are told with key, value and fix."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_batch_that_cannot_be_divided_gets_the_nearest_that_can(
         "trainer.num_workers": workers,
     }
     assert message_for(changes) == (
-        f"sampler.classes_per_batch={classes} x sampler.samples_per_class={samples} = {classes * samples} rows "
-        f"cannot be divided among trainer.num_workers={workers}: set sampler.classes_per_batch={fix}"
+        f"sampler.classes_per_batch={classes} x sampler.samples_per_class={samples} = {classes * samples} "
+        f"rows cannot be divided among trainer.num_workers={workers}: set sampler.classes_per_batch={fix}"
     )
     validate(changed(CONFIG, changes | {"sampler.classes_per_batch": fix}))

@@ -17,12 +17,14 @@ import pytest
 from distmetric.distributed import Replica
 from distmetric.training.checkpoint import read_checkpoint
 from processes import run_ranks
-from runs import run_once, tiny_config
+from runs import FEW_GLYPHS, run_once, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = (
     "debug=two_ranks",
+    *FEW_GLYPHS,
     "model.widths=[8, 8]",
+    "model.embedding_dim=16",
     "train.steps=240",
     "eval.every_steps=120",
     "checkpoint.every_steps=10",

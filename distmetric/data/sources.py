@@ -1,0 +1,175 @@
+"""The images of one or more sources, one at a time and not yet decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+from distmetric.data.decode import BadImageError
+from distmetric.data.items import NO_FOLDER, Item, Labels
+from distmetric.data.locations import IMAGE_SUFFIXES, Place, is_hidden, locate
+from distmetric.data.manifest import read_manifest
+from distmetric.data.parquet import ParquetSource
+from distmetric.data.tally import Tally
+from distmetric.data.trees import Entry, Tree, open_tree
+from distmetric.errors import InputError
+
+MAX_IMAGE_BYTES = 64 << 20
+# A source that was counted stays open, and a process may have only so many open files.
+_MOST_COUNTED = 64
+
+
+def iterate_images(
+    source: str, max_image_bytes: int = MAX_IMAGE_BYTES, bad: list[tuple[str, str]] | None = None
+) -> Iterator[tuple[str, str, bytes]]:
+    """Read the images of a folder or zip file one by one, in sorted order and without decoding them.
+
+    Args:
+        source: Image folder or zip file; a local path or any URI that `pyarrow.fs` opens.
+        max_image_bytes: Most bytes of one image file, counted while unpacking.
+        bad: Gets (path, reason) of every image that cannot be read; None stops at the first one instead.
+
+    Yields:
+        Path within the source (less a single folder at the top that holds everything), class name ("" for an
+        image that is in no folder), encoded image.
+
+    Raises:
+        InputError: The source cannot be read, or an image cannot and `bad` is None.
+    """
+    tally = Tally(stop_at_bad=bad is None)
+    place = locate(source)
+    if place.kind == "parquet":
+        raise InputError(f"{place.shown}: holds Parquet; name a folder of images or a zip file")
+    for item in _TreeSource(place, None, max_image_bytes).items(tally):
+        if item.problem is None or item.problem.reason == NO_FOLDER:
+            yield item.path, item.class_name, item.data
+        else:
+            tally.reject(item.origin, item.problem)
+            if bad is not None:
+                bad.append(tally.bad[-1])
+
+
+class Sources:
+    """Several sources as one, in the given order; of equal images under equal paths the first one counts.
+
+    Args:
+        sources: Folders, zip files and Parquet; local paths or any URIs that `pyarrow.fs` opens.
+        manifest: CSV file that says which images to read; None for all.
+        limit: Most bytes of one image, counted while unpacking.
+
+    Raises:
+        InputError: There is no source, or one that does not exist or cannot be opened, or the manifest is
+            wrong or cannot describe a source.
+    """
+
+    def __init__(self, sources: Sequence[str], manifest: str | None, limit: int) -> None:
+        if not sources:
+            raise InputError("sources is empty; name a folder, a zip file or Parquet")
+        self._rows = None if manifest is None else read_manifest(manifest)
+        self._sources = [_open(locate(source), self._rows, limit) for source in sources]
+        self.total = self._count()
+
+    def items(self, tally: Tally) -> Iterator[Item]:
+        """Read the images, those that cannot be used included; once only.
+
+        Args:
+            tally: Where to count what is read, skipped and ignored.
+
+        Raises:
+            InputError: A source cannot be read to its end.
+        """
+        found = set[str]()
+        seen: dict[bytes, int] = {}
+        several, number = len(self._sources) > 1, 0
+        while self._sources:
+            source = self._sources.pop(0)  # so that it is closed when it has been read
+            for item in source.items(tally):
+                tally.read += 1
+                if self._rows is not None:
+                    found.add(item.path)
+                # One source has no second copy of a path, and a hash of everything is not free.
+                if several and item.problem is None and seen.setdefault(_digest(item), number) != number:
+                    tally.duplicates += 1
+                else:
+                    yield item
+            number += 1
+        for path in sorted((self._rows or {}).keys() - found):
+            tally.read += 1
+            yield Item(path, path, problem=BadImageError("named in the manifest, but in no source"))
+
+    def _count(self) -> int | None:
+        if self._rows is not None:
+            return len(self._rows)
+        if len(self._sources) > _MOST_COUNTED:
+            return None
+        total = 0
+        for source in self._sources:
+            if (count := source.count()) is None:
+                return None
+            total += count
+        return total
+
+
+def _open(place: Place, rows: Mapping[str, Labels] | None, limit: int) -> _TreeSource | ParquetSource:
+    if place.kind != "parquet":
+        return _TreeSource(place, rows, limit)
+    if rows is not None:
+        raise InputError(f"{place.shown}: a manifest cannot describe Parquet; add its columns to the file")
+    return ParquetSource(place, limit)
+
+
+def _digest(item: Item) -> bytes:
+    name = f"{item.class_name}\0{item.path}\0".encode()
+    return hashlib.blake2b(name + hashlib.blake2b(item.data).digest(), digest_size=16).digest()
+
+
+class _TreeSource:
+    def __init__(self, place: Place, rows: Mapping[str, Labels] | None, limit: int) -> None:
+        self._place, self._rows, self._limit = place, rows, limit
+
+    @cached_property
+    def _tree(self) -> Tree:
+        return open_tree(self._place)
+
+    @cached_property
+    def _chosen(self) -> list[Entry]:
+        return [e for e in self._tree.entries if not e.safe or _is_wanted(e.name, self._rows)]
+
+    def count(self) -> int:
+        return len(self._chosen)
+
+    def items(self, tally: Tally) -> Iterator[Item]:
+        tally.ignored += len(self._tree.entries) - len(self._chosen)
+        names = [entry.name for entry in self._chosen if entry.safe]
+        root = "" if self._rows is not None else _common_root(names)
+        for name, safe, handle in self._chosen:
+            path = name.removeprefix(root) if safe else name
+            labels = Labels(posixpath.dirname(path))
+            if self._rows is not None and safe:
+                labels = self._rows[name]
+            item = Item(path, f"{self._tree.shown}/{name}", labels)
+            try:
+                if not safe:
+                    raise BadImageError("unsafe member name")
+                item = replace(item, data=self._tree.read(handle, self._limit))
+                if not labels.class_name:
+                    raise BadImageError(NO_FOLDER)
+                yield item
+            except BadImageError as error:
+                yield replace(item, problem=error)
+
+
+def _is_wanted(name: str, rows: Mapping[str, Labels] | None) -> bool:
+    if rows is not None:
+        return name in rows
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def _common_root(names: Sequence[str]) -> str:
+    """The folder, with its slash, that holds all names and still has a folder above each of them."""
+    root = names[0].partition("/")[0] + "/" if names else ""
+    inside = all(name.startswith(root) and "/" in name[len(root) :] for name in names)
+    return root if inside else ""

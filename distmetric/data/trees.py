@@ -1,0 +1,139 @@
+"""Folders and zip files, which hold images as named files: listed in sorted order, read with a limit.
+
+Nothing is ever extracted to disk, and no declared size is believed.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow.fs as pafs
+
+from distmetric.data.decode import BadImageError
+from distmetric.data.locations import Place, clean_name, first_line, readable
+from distmetric.errors import InputError
+
+
+class Entry(NamedTuple):
+    """A file of a folder or zip file.
+
+    Attributes:
+        name: Its path within.
+        safe: Whether that path stays within.
+        handle: What `Tree.read` opens it by.
+    """
+
+    name: str
+    safe: bool
+    handle: Any
+
+
+class Tree(Protocol):
+    """A folder or zip file that is open."""
+
+    shown: str
+    entries: list[Entry]
+
+    def read(self, handle: Any, limit: int) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            BadImageError: It cannot be read, or has more than `limit` bytes.
+        """
+        ...
+
+
+def open_tree(place: Place) -> Tree:
+    """Open a folder or zip file.
+
+    Raises:
+        InputError: The zip file is damaged, or names its members in no known encoding.
+    """
+    return _Zip(place) if place.kind == "zip" else _Folder(place)
+
+
+class _Folder:
+    def __init__(self, place: Place) -> None:
+        self.shown = place.shown
+        self.entries = [Entry(name, True, path) for name, path in place.files]
+        self._open: Callable[[str], Any] = place.fs.open_input_stream
+        if isinstance(place.fs, pafs.LocalFileSystem):
+            self._open = _open_local
+
+    def read(self, handle: str, limit: int) -> bytes:
+        try:
+            with self._open(handle) as stream:
+                return _read_limited(stream, limit)
+        except OSError as error:
+            raise BadImageError("unreadable", error.strerror or first_line(error)) from None
+
+
+def _open_local(path: str) -> Any:
+    if not os.path.isfile(path):  # noqa: PTH113 - a pipe would be waited for without end
+        raise OSError(None, "not a regular file")
+    return open(path, "rb")
+
+
+# What zipfile raises for archives that are damaged, in its own words or by stumbling over them.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    NotImplementedError,
+    RuntimeError,
+)
+
+
+class _Zip:
+    def __init__(self, place: Place) -> None:
+        self.shown = place.shown
+        try:
+            self._zip = zipfile.ZipFile(io.BufferedReader(place.fs.open_input_file(place.path), 1 << 18))
+        except UnicodeDecodeError:
+            raise InputError(f"{self.shown}: has member names that are not UTF-8; pack it again") from None
+        except _ZIP_ERRORS as error:
+            raise InputError(f"{self.shown}: is no usable zip file ({first_line(error)})") from None
+        members = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
+        self.entries = sorted(map(_entry, members), key=lambda entry: entry.name)
+
+    def read(self, handle: zipfile.ZipInfo, limit: int) -> bytes:
+        if handle.flag_bits & 0x1:
+            raise BadImageError("encrypted")
+        # Others unpack a whole block at once, whatever it grows to.
+        if handle.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadImageError("compression is neither store nor deflate")
+        try:
+            with self._zip.open(handle) as stream:
+                return _read_limited(stream, limit)
+        except _ZIP_ERRORS as error:
+            raise BadImageError("damaged in the zip file", first_line(error)) from None
+
+
+def _entry(info: zipfile.ZipInfo) -> Entry:
+    name = info.filename
+    if not info.flag_bits & 0x800:
+        # Without the flag the standard says code page 437, but most programs wrote UTF-8.
+        with suppress(UnicodeError):
+            name = name.encode("cp437").decode("utf-8")
+    clean, safe = clean_name(name)
+    return Entry(readable(clean), safe, info)
+
+
+def _read_limited(stream: Any, limit: int) -> bytes:
+    parts, left = [], limit + 1
+    while left > 0 and (part := stream.read(min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
+    if left <= 0:
+        raise BadImageError("too many bytes", f"limit {limit:,}")
+    return b"".join(parts)
