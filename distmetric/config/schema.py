@@ -159,7 +159,7 @@ class CheckpointConfig:
     """What is kept of a run."""
 
     every_steps: int = 200
-    """Steps between two checkpoints; the last step is always saved."""
+    """Steps between two checkpoints; the last step and every new best evaluation are always saved."""
     keep_last: int = 2
     """How many of the newest checkpoints stay; the best one always does."""
     best_metric: str = "recall_at_1"

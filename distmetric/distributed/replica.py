@@ -42,13 +42,13 @@ class Replica:
             dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def broadcast_int(self, value: int, device: torch.device | str = "cpu") -> int:
-        """The value that rank 0 holds, on every rank."""
+    def broadcast(self, value: float, device: torch.device | str = "cpu") -> float:
+        """The number that rank 0 holds, on every rank; whole numbers are exact up to 2^53."""
         if self.world_size == 1:
             return value
-        box = torch.tensor([value], dtype=torch.int64, device=device)
+        box = torch.tensor([value], dtype=torch.float64, device=device)
         dist.broadcast(box, group_src=0, group=self.group)
-        return int(box.item())
+        return float(box.item())
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -103,6 +103,7 @@ class Worker:
         self.progress = Progress("steps", config.train.steps)
         # where it stands
         self.step = 0
+        self._best = -1.0
         self._latest_metrics: dict[str, float] = {}
         self._restore()
 
@@ -113,7 +114,10 @@ class Worker:
         return nullcontext()
 
     def after_step(self, done: int) -> None:
-        """Log, evaluate and save where step number `done` asks for it; the order makes a checkpoint complete."""
+        """Log, evaluate and save where step number `done` asks for it; a new best evaluation is always saved.
+
+        The order matters: what a checkpoint covers is logged before it is written.
+        """
         self.step = done
         last = done == self.config.train.steps
         evaluates = last or done % self.config.eval.every_steps == 0
@@ -123,7 +127,9 @@ class Worker:
         if evaluates or saves:
             average_buffers(self.embedder, self.replica)
         metrics = self._evaluate() if evaluates else None
-        if saves:
+        score = -1.0 if metrics is None else metrics[self.store.best_metric]
+        if saves or score > self._best:
+            self._best = max(score, self._best)
             self._save(metrics)
 
     def finish(self) -> Checkpoint:
@@ -170,7 +176,7 @@ class Worker:
                 self._write_checkpoint(metrics)
             except UserError as error:
                 failure = error
-        if self.replica.broadcast_int(int(failure is not None), self.device):
+        if self.replica.broadcast(failure is not None, self.device):
             raise failure or ResourceError("rank 0 could not save a checkpoint")
 
     def _write_checkpoint(self, metrics: dict[str, float] | None) -> None:
@@ -196,9 +202,12 @@ class Worker:
     def _restore(self) -> None:
         """Continue from the newest intact checkpoint of the run folder, the same one on every rank."""
         newest = self.store.latest() if self.replica.is_main else None
-        step = self.replica.broadcast_int(newest.step if newest else -1, self.device)
+        step = int(self.replica.broadcast(newest.step if newest else -1, self.device))
         if step < 0:
             return
+        best = self.store.best() if self.replica.is_main else None
+        score = -1.0 if best is None else best.metrics.get(self.store.best_metric, -1.0)
+        self._best = self.replica.broadcast(score, self.device)
         checkpoint = newest or self.store.at(step)
         if checkpoint.meta["fingerprint"] != self.catalog.fingerprint:
             raise InputError(

@@ -17,7 +17,14 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.ray
 @pytest.mark.timeout(180)
 def test_a_diverging_run_fails_once_truthfully_and_in_one_line(glyph_cache, tmp_path) -> None:
-    overrides = ["debug=tiny", *FEW_GLYPHS, "optim=sgd", "optim.lr=1e38", "schedule.warmup_steps=0", "name=diverges"]
+    overrides = [
+        "debug=tiny",
+        *FEW_GLYPHS,
+        "optim=sgd",
+        "optim.lr=1e38",
+        "schedule.warmup_steps=0",
+        "name=diverges",
+    ]
     command = [sys.executable, "jobs/train.py", *overrides, f"output_dir={tmp_path}"]
     ran = subprocess.run(
         [*command, f"data.cache_dir={glyph_cache}"],

@@ -8,6 +8,8 @@ import torch
 
 from distmetric.distributed import Replica
 from distmetric.errors import InputError, NonFiniteError
+from distmetric.evaluation import RetrievalMetrics
+from distmetric.training import worker as worker_module
 from processes import run_ranks
 from runs import ListTracker, run_once, tiny_config
 
@@ -103,6 +105,23 @@ def test_a_finished_run_that_is_resumed_trains_no_further(glyph_cache, tmp_path)
     _, again, tracker = run_once(config, tmp_path)
     assert tracker.logged == []
     assert (again.checkpoint, again.metrics) == (first.checkpoint, first.metrics)
+
+
+def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(glyph_cache, tmp_path, monkeypatch) -> None:
+    recalls = iter([0.2, 0.9, 0.3, 0.4, 0.5])
+    monkeypatch.setattr(
+        worker_module,
+        "evaluate_sharded",
+        lambda *_: RetrievalMetrics(9, 0, dict.fromkeys([1, 2, 4, 8], next(recalls)), 0.1, 0.1),
+    )
+    schedule = ("train.steps=30", "eval.every_steps=7", "checkpoint.every_steps=30", "checkpoint.keep_last=1")
+    _, result, tracker = run_once(tiny_config(glyph_cache, *schedule, *SMALL), tmp_path)
+    assert list(tracker.series("eval/recall_at_1")) == [7, 14, 21, 28, 30]
+    assert result.metrics["recall_at_1"] == 0.9
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000014",
+        "step_00000030",
+    ]
 
 
 def test_a_non_finite_loss_stops_with_the_step_and_the_remedy(glyph_cache, tmp_path) -> None:
