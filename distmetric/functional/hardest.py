@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distmetric.functional.distances import at_least_float32, row_blocks, squared_distance_block
+from distmetric.functional.distances import at_least_float32, row_blocks
 from distmetric.functional.joint_batch import JointBatch
+from distmetric.functional.label_index import LabelIndex
 
 
 class HardestPairs(NamedTuple):
@@ -40,16 +41,13 @@ def hardest_pairs(batch: JointBatch) -> HardestPairs:
     """
     anchors, columns = at_least_float32(batch.anchors), at_least_float32(batch.columns)
     column_squares = columns.square().sum(1)
-    size = len(anchors)
-    positive = torch.empty(size, dtype=torch.int64, device=anchors.device)
-    negative = torch.empty_like(positive)
-    valid = torch.empty(size, dtype=torch.bool, device=anchors.device)
-    for rows in row_blocks(size, len(columns), anchors):
-        distances = squared_distance_block(anchors[rows], columns, column_squares)
-        same = batch.labels[rows, None] == batch.column_labels
-        nearest, negative[rows] = distances.masked_fill(same, torch.inf).min(1)
-        if batch.anchor_index is not None:
-            same.scatter_(1, batch.anchor_index[rows, None], False)
-        farthest, positive[rows] = distances.masked_fill_(~same, -torch.inf).max(1)
-        valid[rows] = (nearest < torch.inf) & (farthest > -torch.inf)
-    return HardestPairs(positive, negative, valid)
+    same = LabelIndex(batch.column_labels).columns_of(batch.labels)
+    positives = same.positives(batch.anchor_index)
+    positive, negative = (torch.empty_like(batch.labels) for _ in range(2))
+    for rows in row_blocks(len(anchors), len(columns), anchors):
+        # An anchor's own square is the same in its whole row and does not change which column is the extreme one.
+        distances = torch.addmm(column_squares, anchors[rows], columns.T, alpha=-2.0)
+        to_same = distances.gather(1, same.columns[rows]).masked_fill_(~positives[rows], -torch.inf)
+        positive[rows] = same.columns[rows].gather(1, to_same.argmax(1, keepdim=True)).squeeze(1)
+        negative[rows] = same[rows].fill_(distances, torch.inf).argmin(1)
+    return HardestPairs(positive, negative, positives.any(1) & (same.counts < len(columns)))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distmetric.functional.distances import at_least_float32, row_blocks, squared_distance_block
+from distmetric.functional.label_index import LabelIndex, SameLabel
 
 
 class _NegativeLogSumExp(torch.autograd.Function):
@@ -15,47 +16,42 @@ class _NegativeLogSumExp(torch.autograd.Function):
     def forward(
         ctx: Any, anchors: Tensor, columns: Tensor, labels: Tensor, column_labels: Tensor, margin: float
     ) -> Tensor:
+        same = LabelIndex(column_labels).columns_of(labels)
         column_squares = columns.square().sum(1)
         result = anchors.new_empty(len(anchors))
         for rows in row_blocks(len(anchors), len(columns), anchors):
-            logits = _logits(anchors[rows], columns, column_squares, labels[rows], column_labels, margin)[0]
-            result[rows] = torch.logsumexp(logits, 1)
-        ctx.save_for_backward(anchors, columns, labels, column_labels, result)
-        ctx.margin = margin
+            distances = _to_negatives(anchors[rows], columns, column_squares, same[rows])
+            # Shifted by the nearest negative, so that neither large nor small distances leave the range of exp.
+            nearest = distances.amin(1).nan_to_num_(posinf=0.0)
+            sums = distances.neg_().add_(nearest[:, None]).exp_().sum(1)
+            result[rows] = sums.log_().sub_(nearest).add_(margin)
+        ctx.save_for_backward(anchors, columns, result)
+        ctx.same, ctx.margin = same, margin
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        anchors, columns, labels, column_labels, result = ctx.saved_tensors
+        anchors, columns, result = ctx.saved_tensors
         column_squares = columns.square().sum(1)
         grad_anchors, grad_columns = torch.empty_like(anchors), torch.zeros_like(columns)
         column_weight = columns.new_zeros(len(columns))
         # An anchor without negatives has the value -inf; its softmax weights are 0, not exp(-inf + inf).
-        offset = result.masked_fill(result == -torch.inf, 0.0)
+        offset = ctx.margin - result.masked_fill(result == -torch.inf, 0.0)
         for rows in row_blocks(len(anchors), len(columns), anchors):
-            logits, distances = _logits(
-                anchors[rows], columns, column_squares, labels[rows], column_labels, ctx.margin
-            )
-            weights = logits.sub_(offset[rows, None]).exp_().mul_(-grad[rows, None])
+            distances = _to_negatives(anchors[rows], columns, column_squares, ctx.same[rows])
+            weights = torch.sub(offset[rows, None], distances).exp_()
             # d|a - c| / da = (a - c) / |a - c|, taken as 0 where the two coincide.
-            weights.div_(distances.masked_fill_(distances == 0, torch.inf))
+            weights.div_(distances.masked_fill_(distances == 0, torch.inf)).mul_(-grad[rows, None])
             grad_anchors[rows] = torch.addmm(anchors[rows] * weights.sum(1, True), weights, columns, alpha=-1)
             grad_columns.addmm_(weights.T, anchors[rows], alpha=-1)
             column_weight += weights.sum(0)
         return grad_anchors, grad_columns.add_(columns * column_weight[:, None]), None, None, None
 
 
-def _logits(
-    anchors: Tensor,
-    columns: Tensor,
-    column_squares: Tensor,
-    labels: Tensor,
-    column_labels: Tensor,
-    margin: float,
-) -> tuple[Tensor, Tensor]:
+def _to_negatives(anchors: Tensor, columns: Tensor, column_squares: Tensor, same: SameLabel) -> Tensor:
+    """(b, N) distances, infinite to columns of the anchor's label."""
     distances = squared_distance_block(anchors, columns, column_squares).sqrt_()
-    same = labels[:, None] == column_labels
-    return (margin - distances).masked_fill_(same, -torch.inf), distances
+    return same.fill_(distances, torch.inf)
 
 
 def negative_logsumexp(

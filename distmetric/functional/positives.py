@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from distmetric.functional.label_index import LabelIndex
 
 
 def positive_pairs(
@@ -18,15 +19,9 @@ def positive_pairs(
 
     Returns:
         Two (P,) int64 tensors, rows of anchors (ascending) and of columns. P is B (K - 1) for K rows a class.
-        Cost: N log N + P. An anchor that is alone with its label has no pair.
+        Cost: N log N + B K for the largest class of K. An anchor that is alone with its label has no pair.
     """
-    sorted_labels, order = torch.sort(column_labels, stable=True)
-    first = torch.searchsorted(sorted_labels, labels)
-    counts = torch.searchsorted(sorted_labels, labels, right=True) - first
-    anchors = torch.repeat_interleave(torch.arange(len(labels), device=labels.device), counts)
-    within = torch.arange(len(anchors), device=labels.device) - (counts.cumsum(0) - counts)[anchors]
-    columns = order[first[anchors] + within]
-    if anchor_index is None:
-        return anchors, columns
-    others = columns != anchor_index[anchors]
-    return anchors[others], columns[others]
+    same = LabelIndex(column_labels).columns_of(labels)
+    positive = same.positives(anchor_index)
+    anchors = positive.nonzero()[:, 0]
+    return anchors, same.columns[positive]
