@@ -23,7 +23,7 @@ class _NegativeLogSumExp(torch.autograd.Function):
             distances = _to_negatives(anchors[rows], columns, column_squares, same[rows])
             # Shifted by the nearest negative, so that neither large nor small distances leave the range of exp.
             nearest = distances.amin(1).nan_to_num_(posinf=0.0)
-            sums = distances.neg_().add_(nearest[:, None]).exp_().sum(1)
+            sums = torch.sub(nearest[:, None], distances, out=distances).exp_().sum(1)
             result[rows] = sums.log_().sub_(nearest).add_(margin)
         ctx.save_for_backward(anchors, columns, result)
         ctx.same, ctx.margin = same, margin
@@ -39,9 +39,9 @@ class _NegativeLogSumExp(torch.autograd.Function):
         offset = ctx.margin - result.masked_fill(result == -torch.inf, 0.0)
         for rows in row_blocks(len(anchors), len(columns), anchors):
             distances = _to_negatives(anchors[rows], columns, column_squares, ctx.same[rows])
-            weights = torch.sub(offset[rows, None], distances).exp_()
+            weights = (offset[rows, None] - distances).exp_()
             # d|a - c| / da = (a - c) / |a - c|, taken as 0 where the two coincide.
-            weights.div_(distances.masked_fill_(distances == 0, torch.inf)).mul_(-grad[rows, None])
+            weights.div_(torch.threshold_(distances, 0.0, torch.inf)).mul_(-grad[rows, None])
             grad_anchors[rows] = torch.addmm(anchors[rows] * weights.sum(1, True), weights, columns, alpha=-1)
             grad_columns.addmm_(weights.T, anchors[rows], alpha=-1)
             column_weight += weights.sum(0)

@@ -1,0 +1,62 @@
+# `make quickstart` and `make test` each do all of their own set-up on a machine with Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PORT ?= 5000
+QUICKSTART := jobs/train.py experiment=quickstart
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help install quickstart test check format ui clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+install: $(STAMP) ## make .venv with everything, once; PYTHON=... chooses the interpreter
+	@:
+
+quickstart: $(STAMP) ## train on the built-in glyphs with two CPU workers, about four minutes
+	@$(BIN)/python $(QUICKSTART)
+
+test: $(STAMP) ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## lint, formatting, types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy -p distmetric
+
+format: $(STAMP) ## format the code and mend what the linter can
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+ui: $(STAMP) ## MLflow on this machine for the runs in outputs/; PORT=5000
+	@test -f outputs/mlflow.db || { echo "error: no runs in outputs/ yet: make quickstart makes one" >&2; exit 2; }
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
+	    --backend-store-uri 'sqlite:///$(CURDIR)/outputs/mlflow.db' --host 127.0.0.1 --port $(PORT)
+
+clean: ## remove .venv and caches; outputs/ stays
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	@find distmetric jobs tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted installation is taken up again. An interpreter counts only if it runs
+# (version managers leave commands that do not), is new enough and can make environments. Without --no-compile half
+# of the time would go into bytecode of modules that nothing here imports.
+$(STAMP): pyproject.toml constraints.txt
+	@found=; recent='sys.exit(sys.version_info < (3, 11))'; \
+	if ! $(BIN)/python -c "import sys, pip; $$recent" 2>/dev/null; then \
+	    for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+	        if $$python -c "import sys, ensurepip, venv; $$recent" 2>/dev/null; then found=$$python; break; fi; \
+	    done; \
+	    if [ -z "$$found" ]; then \
+	        echo "error: no Python >= 3.11 with venv found: install one (Debian: python3-venv), or name it: make PYTHON=/path/to/python3" >&2; \
+	        exit 2; \
+	    fi; \
+	    $$found -m venv --clear $(VENV); \
+	fi
+	@echo "installing into $(VENV), once: a few minutes" >&2
+	@$(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,191 @@
+"""The configuration table of the README, from the dataclasses and conf/.
+
+Rewrites the README when it is run: python tests/readme_table.py
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from distmetric.config.compose import compose, groups
+from distmetric.config.decode import leaves
+from distmetric.config.jobs import EmbedJob, EvaluateJob, IngestJob
+from distmetric.config.schema import Config
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+START, END = "<!-- configuration -->", "<!-- /configuration -->"
+REQUIRED = "required"
+FOLLOWING = "data.size"  # takes its value from model.image_size, whatever sets that
+# What has to be given before a choice, or the configuration of a job, composes at all.
+NEEDED = {
+    "data=catalog": ["data.path"],
+    "model=custom": ["model.target"],
+    "ingest": ["source", "out"],
+    "evaluate": ["checkpoint"],
+    "embed": ["checkpoint", "source", "out"],
+}
+
+
+def table() -> str:
+    """The tables of jobs/train.py and of the other jobs, as Markdown."""
+    lines = ["| setting of `jobs/train.py` | default | meaning |", "|---|---|---|"]
+    lines += [row for name in dataclasses.fields(Config) for row in _section(name.name)]
+    for job, schema in (("ingest", IngestJob), ("evaluate", EvaluateJob), ("embed", EmbedJob)):
+        values = compose(job, _needed(job))
+        lines += ["", f"| setting of `jobs/{job}.py` | default | meaning |", "|---|---|---|"]
+        lines += [_row(key, _shown(value), doc) for key, value, doc in _leaves(schema, values, "")]
+    return "\n".join(lines)
+
+
+def updated(text: str) -> str:
+    """The README with its tables as they have to be."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n\n{table()}\n\n{END}{after}"
+
+
+def _section(name: str) -> list[str]:
+    schema = get_type_hints(Config)[name]
+    if name not in groups():
+        defaults = _defaults()
+        if dataclasses.is_dataclass(schema):
+            title = f"| **`{name}`** | | {_sentence(schema)} |"
+            found = _leaves(schema, defaults[name], f"{name}.")
+            return [title, *(_row(key, _shown(value), doc) for key, value, doc in found)]
+        return [_row(name, _shown(defaults[name]), _field_docs(Config)[name])]
+    choices = _choices(name)
+    meaning = _sentences(schema) + "".join(_elsewhere(name, choice) for choice in choices)
+    title = f"| **`{name}=`** {_escaped(' | '.join(choices))} | `{choices[0]}` | {meaning} |"
+    return [title, *_merged(name, schema, choices)]
+
+
+def _merged(group: str, schema: Any, choices: list[str]) -> Iterator[str]:
+    """One row per key of a group; what differs between its choices is named with the choices it holds for."""
+    defaults: dict[str, dict[str, list[str]]] = {}
+    docs: dict[str, dict[str, list[str]]] = {}
+    for choice in choices:
+        values = _chosen(group, choice)[group]
+        for key, value, doc in _leaves(_variant(schema, values.get("name")), values, f"{group}."):
+            if key != f"{group}.name":
+                defaults.setdefault(key, {}).setdefault(_shown(value), []).append(choice)
+                docs.setdefault(key, {}).setdefault(doc, []).append(choice)
+    for key in defaults:
+        cells = [
+            value if choices[0] in having or len(having) == len(choices) else f"{value} ({', '.join(having)})"
+            for value, having in defaults[key].items()
+        ]
+        meaning = [
+            doc if choices[0] in having or len(docs[key]) == 1 else f"{', '.join(having)}: {doc}"
+            for doc, having in docs[key].items()
+        ]
+        yield _row(key, "; ".join(cells), " ".join(meaning))
+
+
+def _choices(group: str) -> list[str]:
+    """Of a group, that of conf/config.yaml first."""
+    text = (README.parent / "conf" / "config.yaml").read_text(encoding="utf-8")
+    first = text.partition(f"- {group}: ")[2].split()[0]
+    return [first, *(choice for choice in groups()[group] if choice != first)]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return compose("config", [])
+
+
+@cache
+def _chosen(group: str, choice: str) -> dict[str, Any]:
+    return compose("config", [f"{group}={choice}", *_needed(f"{group}={choice}")])
+
+
+def _elsewhere(group: str, choice: str) -> str:
+    """What a choice sets outside its group."""
+    default, chosen = leaves(_defaults()), leaves(_chosen(group, choice))
+    others = [
+        f"`{key}={json.dumps(value)}`"
+        for key, value in chosen.items()
+        if not key.startswith(f"{group}.") and key != FOLLOWING and default.get(key, value) != value
+    ]
+    return f" {choice} also sets {', '.join(others)}." if others else ""
+
+
+def _needed(what: str) -> list[str]:
+    return [f"{key}={REQUIRED}" for key in NEEDED.get(what, ())]
+
+
+def _variant(schema: Any, name: str | None) -> type:
+    if dataclasses.is_dataclass(schema):
+        return schema
+    return next(each for each in get_args(schema) if name in get_args(get_type_hints(each)["name"]))
+
+
+def _leaves(schema: type, values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any, str]]:
+    hints, docs = get_type_hints(schema), _field_docs(schema)
+    for field in dataclasses.fields(schema):
+        value = values.get(field.name)
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _leaves(hints[field.name], value, f"{prefix}{field.name}.")
+        else:
+            choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+            listed = f" One of {', '.join(map(str, choices))}." if len(choices) > 1 else ""
+            yield f"{prefix}{field.name}", value, docs.get(field.name, "") + listed
+
+
+@cache
+def _field_docs(schema: type) -> dict[str, str]:
+    """The strings below the fields of a dataclass and its bases; Python itself forgets them."""
+    docs: dict[str, str] = {}
+    for base in reversed([each for each in schema.__mro__ if dataclasses.is_dataclass(each)]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for field, doc in pairwise(body):
+            match field, doc:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docs[name] = " ".join(text.split())
+    return docs
+
+
+def _sentences(schema: Any) -> str:
+    if dataclasses.is_dataclass(schema):
+        return _sentence(schema)
+    parts = []
+    for variant in get_args(schema):
+        name = get_args(get_type_hints(variant)["name"])[0]
+        parts.append(f"{name}: {_sentence(variant)}")
+    return " ".join(parts)
+
+
+def _sentence(schema: type) -> str:
+    text = " ".join((inspect.getdoc(schema) or "").partition("\n\n")[0].split())
+    described = re.fullmatch(r"Settings of `(\w+)`\.", text)
+    return _sentence(getattr(sys.modules[schema.__module__], described[1])) if described else _escaped(text)
+
+
+def _shown(value: Any) -> str:
+    if value == REQUIRED:
+        return "*required*"
+    if isinstance(value, float):
+        return f"`{value:.4g}`"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _row(key: str, default: str, doc: str) -> str:
+    return f"| `{key}` | {default} | {_escaped(doc)} |"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,292 @@
+"""The README tells the truth: every command in it is run here, or checked by what is named here."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageDraw
+
+import readme_table
+from distmetric.cluster.fit import load_resumable
+from distmetric.config.compose import compose, resume
+from distmetric.config.decode import decode
+from distmetric.config.schema import Config
+from distmetric.config.validate import validate
+from distmetric.data.catalog import Catalog
+from distmetric.distributed.replica import Replica
+from distmetric.tracking.tracker import NullTracker
+from distmetric.training.loop import TrainResult, train
+from distmetric.training.worker import Worker
+from runs import CPU
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+Check = Callable[[Path, str], None]
+
+# Appended to what is run here: the same code on a few tiny images.
+TINY = ("train.steps=4", "eval.every_steps=2", "checkpoint.every_steps=2", "sampler.classes_per_batch=4")
+TINY += ("sampler.samples_per_class=2", "model.embedding_dim=8")
+
+
+def run(workspace: Path, command: str, *extra: str, home: bool = False) -> str:
+    """Run a command as a shell would in a checkout, and return its standard output."""
+    environment = {**os.environ, "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])}
+    environment["DISTMETRIC_CACHE"] = str(workspace / "cache")
+    if home:
+        environment = {name: environment[name] for name in environment if not name.startswith("RAY_")}
+        environment["HOME"] = str(workspace)
+    done = subprocess.run(
+        ["bash", "-c", " ".join([command, *map(shlex.quote, extra)])],
+        cwd=workspace,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def runs(*extra: str) -> Check:
+    """Run it, with further settings."""
+    return lambda workspace, command: print(run(workspace, command, *extra))
+
+
+def gives(check: Callable[[Path, dict], object], *extra: str) -> Check:
+    """Run it, and check the JSON object in its last line."""
+
+    def run_and_check(workspace: Path, command: str) -> None:
+        result = json.loads(run(workspace, command, *extra).strip().splitlines()[-1])
+        assert check(workspace, result)
+
+    return run_and_check
+
+
+def checked_by(test: str) -> Check:
+    """Checked by another test, which has to be there."""
+
+    def look(workspace: Path, command: str) -> None:
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (REPOSITORY / file).read_text(encoding="utf-8")
+        if "jobs/train.py" in command:
+            overrides = shlex.split(os.path.expandvars(command.partition("jobs/train.py")[2]))
+            validate(decode(Config, compose("config", overrides)))
+
+    return look
+
+
+def makes(recipe: str) -> Check:
+    """A target of the Makefile, whose last line is `recipe`."""
+
+    def look(workspace: Path, command: str) -> None:
+        listed = subprocess.run(
+            shlex.split(command.replace("make", "make -n", 1)), cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert listed.stdout.strip().splitlines()[-1] == recipe, listed.stderr
+
+    return look
+
+
+def train_here(values: dict, run_dir: Path) -> TrainResult:
+    """Train in this process, without Ray."""
+    config = decode(Config, values)
+    validate(config)
+    return train(Worker(config, str(run_dir), NullTracker(), Replica(), CPU))
+
+
+def trains(workspace: Path, command: str) -> None:
+    overrides = [*shlex.split(command)[2:], *TINY, "model.widths=[8,8]", "model.blocks_per_stage=[1,1]"]
+    assert train_here(compose("config", overrides), workspace / "photos-run").step == 4
+
+
+def resumes(workspace: Path, command: str, steps: int = 4) -> None:
+    overrides = [
+        f"train.steps={steps}" if "train.steps" in each else each for each in shlex.split(command)[2:]
+    ]
+    folder = workspace / overrides[0].removeprefix("resume=")
+    assert train_here(resume(load_resumable(str(folder)), overrides), folder).step == steps
+
+
+def made_token(workspace: Path, command: str) -> None:
+    run(workspace, command, home=True)
+    assert (workspace / ".ray" / "auth_token").read_text(encoding="utf-8").strip()
+
+
+def protects_token(workspace: Path, command: str) -> None:
+    run(workspace, command, home=True)
+    assert stat.S_IMODE((workspace / ".ray" / "auth_token").stat().st_mode) == 0o600
+
+
+def activates(workspace: Path, command: str) -> None:
+    assert "\nVENV := .venv\n" in (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+
+
+def left_what_the_readme_lists(workspace: Path, result: dict) -> bool:
+    """All but the report, which takes its time and is looked at by test_job_submit.py."""
+    listed = README.partition("```text\noutputs/\n")[2].partition("```")[0]
+    run_dir, checkpoint = workspace / "outputs" / "omniglot", Path(result["checkpoint"])
+    assert (workspace / "outputs" / "mlflow.db").is_file()
+    artifacts = (workspace / "outputs" / "artifacts" / result["run_id"]).rglob("*")
+    assert "config.json" in {path.name for path in artifacts}
+    in_run = set(re.findall(r"^    ([\w.]+)", listed, re.MULTILINE))
+    assert in_run == {"report.html", *(path.name for path in run_dir.iterdir())}
+    in_checkpoint = set(re.findall(r"\w+\.(?:pt|json)", listed.partition("checkpoints/")[2].splitlines()[0]))
+    assert in_checkpoint == {path.name for path in checkpoint.iterdir()}
+    return result["step"] == 4
+
+
+CLUSTER = checked_by("tests/cluster/test_cluster_yaml.py::test_the_launcher_accepts_it")
+SUBMIT = checked_by("tests/end_to_end/test_job_submit.py::test_a_submitted_job_trains_and_its_run_is_tracked")
+
+CHECKS: dict[str, Check] = {
+    "make quickstart": makes(".venv/bin/python jobs/train.py experiment=quickstart"),
+    "make test": makes(".venv/bin/python -m pytest"),
+    "source .venv/bin/activate": activates,
+    "python jobs/ingest.py 'source=[images_background_small1.zip,images_background_small2.zip]' out=omniglot.arrow "
+    "split_by=group 'test_groups=[Sanskrit,Tagalog]'": gives(
+        lambda _, result: (
+            result["split_classes"] == {"train": 9, "test": 6} and result["duplicates_skipped"] == 12
+        )
+    ),
+    "python jobs/train.py experiment=omniglot data.path=omniglot.arrow name=omniglot": gives(
+        left_what_the_readme_lists, *TINY, "model.widths=[8,8]", "trainer.num_workers=1", "report=false"
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/omniglot": gives(
+        lambda _, result: 0 <= result["metrics"]["recall_at_1"] <= 1 and result["split"] == "test"
+    ),
+    "python jobs/embed.py checkpoint=outputs/omniglot source=omniglot.arrow split=test out=embeddings.parquet": gives(
+        lambda workspace, result: (
+            pq.read_table(workspace / "embeddings.parquet").column_names
+            == ["id", "path", "label_name", "embedding"]
+        )
+    ),
+    "python jobs/train.py resume=outputs/omniglot": resumes,
+    "python jobs/train.py resume=outputs/omniglot train.steps=2400": partial(resumes, steps=6),
+    "python jobs/ingest.py source=photos out=photos.arrow test_fraction=0.3": gives(
+        lambda workspace, result: (
+            Catalog.open(workspace / "photos.arrow").num_classes == result["classes"] == 20
+        )
+    ),
+    "python jobs/train.py data=catalog data.path=photos.arrow model=resnet model.channels=3 model.image_size=64 "
+    "model.stem_stride=2 augment=photo sampler.classes_per_batch=16 loss=lifted_structure": trains,
+    "python jobs/train.py --help": runs(),
+    "torchrun --nproc-per-node 2 my_loop.py": runs(),
+    "python jobs/train.py experiment=quickstart --cfg json > config.json": lambda workspace, command: print(
+        run(workspace, command.replace("--cfg", "debug=tiny train.steps=4 data.max_classes=40 --cfg"))
+    ),
+    "torchrun --nproc-per-node 2 -m distmetric.training config.json": gives(
+        lambda _, result: result["step"] == 4
+    ),
+    "export RAY_AUTH_MODE=token": SUBMIT,
+    "ray get-auth-token --generate > /dev/null": made_token,
+    "chmod 600 ~/.ray/auth_token": protects_token,
+    "ray start --head --dashboard-host 127.0.0.1": SUBMIT,
+    "ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/train.py experiment=quickstart "
+    "output_dir=$PWD/outputs": SUBMIT,
+    # Ends every Ray on the machine, so not here.
+    "ray stop": SUBMIT,
+    "ray up cluster.yaml": CLUSTER,
+    "ray dashboard cluster.yaml": CLUSTER,
+    "ray job submit --address http://127.0.0.1:8265 --working-dir . -- python jobs/train.py experiment=omniglot "
+    "trainer=cluster trainer.num_workers=8 data.path=/home/ubuntu/data/omniglot.arrow "
+    "output_dir=s3://my-bucket/distmetric/runs": SUBMIT,
+    "ray down cluster.yaml": CLUSTER,
+}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    joined = re.sub(r"\s*\\\n\s*", " ", "".join(blocks("bash")))
+    return [line for line in joined.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like a checkout, with the inputs that the README talks about, only smaller."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "jobs").symlink_to(REPOSITORY / "jobs")
+    (folder / "my_loop.py").write_text(blocks("python")[0], encoding="utf-8")
+    for number, alphabets in enumerate((("Greek", "Latin", "Sanskrit"), ("Greek", "Korean", "Tagalog")), 1):
+        with zipfile.ZipFile(folder / f"images_background_small{number}.zip", "w") as archive:
+            for alphabet in alphabets:
+                for character in range(3):
+                    for drawing in range(4):
+                        name = f"images/{alphabet}/character{character:02}/{drawing}.png"
+                        archive.writestr(name, picture(f"{alphabet}{character}", drawing, "1"))
+    for kind in range(20):
+        (folder / "photos" / f"kind{kind}").mkdir(parents=True)
+        for shot in range(4):
+            (folder / "photos" / f"kind{kind}" / f"{shot}.png").write_bytes(picture(f"{kind}", shot, "RGB"))
+    return folder
+
+
+def picture(kind: str, number: int, mode: str) -> bytes:
+    """A few strokes, the same ones for a kind but for some jitter."""
+    strokes = np.random.default_rng(list(kind.encode())).integers(0, 105, (4, 4))
+    jitter = np.random.default_rng([*kind.encode(), number]).integers(-4, 5, (4, 4))
+    image = Image.new(mode, (105, 105), "white")
+    for stroke in strokes + jitter:
+        ImageDraw.Draw(image).line([int(end) for end in stroke], fill="black", width=3)
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("command", list(dict.fromkeys(commands())), ids=lambda command: command[:60])
+def test_every_command_does_what_it_says(command: str, workspace: Path, monkeypatch) -> None:
+    monkeypatch.chdir(workspace)
+    assert command in CHECKS, "a command of the README that nobody checks: say in CHECKS how it is"
+    CHECKS[command](workspace, command)
+
+
+def test_every_check_has_its_command() -> None:
+    assert set(CHECKS) == set(commands())
+
+
+def test_the_one_python_block_is_the_one_that_is_run() -> None:
+    assert len(blocks("python")) == 1
+
+
+def test_blocks_have_a_language() -> None:
+    assert set(re.findall(r"^```(.*)$", README, re.MULTILINE)) == {"bash", "python", "text", ""}
+
+
+def test_the_configuration_table_is_current(monkeypatch) -> None:
+    monkeypatch.delenv("DISTMETRIC_CACHE", raising=False)  # which would be shown as a default
+    assert readme_table.updated(README) == README, "renew it: python tests/readme_table.py"
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_to_files_lead_somewhere(name: str) -> None:
+    text = (REPOSITORY / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)\)", text)
+    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+
+
+def test_what_continuous_integration_runs_is_in_the_makefile() -> None:
+    script = REPOSITORY / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    targets = re.findall(r"^make (\w+)$", script.read_text(encoding="utf-8"), re.MULTILINE)
+    assert targets == ["check", "test"]
+    rules = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", rules, re.MULTILINE) for target in targets)
