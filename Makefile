@@ -18,7 +18,7 @@ help: ## this list
 install: $(STAMP) ## make .venv with everything, once; PYTHON=... chooses the interpreter
 	@:
 
-quickstart: $(STAMP) ## train on the built-in glyphs with two CPU workers, about four minutes
+quickstart: $(STAMP) ## train on the built-in glyphs with two CPU workers, a few minutes
 	@$(BIN)/python $(QUICKSTART)
 
 test: $(STAMP) ## the whole test suite
@@ -36,7 +36,7 @@ format: $(STAMP) ## format the code and mend what the linter can
 ui: $(STAMP) ## MLflow on this machine for the runs in outputs/; PORT=5000
 	@test -f outputs/mlflow.db || { echo "error: no runs in outputs/ yet: make quickstart makes one" >&2; exit 2; }
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
-	    --backend-store-uri 'sqlite:///$(CURDIR)/outputs/mlflow.db' --host 127.0.0.1 --port $(PORT)
+	    --backend-store-uri 'sqlite:///$(CURDIR)/outputs/mlflow.db' --host 127.0.0.1 --port $(PORT) --workers 1
 
 clean: ## remove .venv and caches; outputs/ stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -11,7 +11,7 @@ The last line is a JSON object: run_id, run_dir, checkpoint (folder of the best 
 import sys
 from typing import Any
 
-from distmetric.cluster.fit import fit, load_resumable
+from distmetric.cluster.run_folder import load_resumable
 from distmetric.config.command import run_command
 from distmetric.config.compose import compose, resume, value_of
 from distmetric.config.decode import decode
@@ -22,7 +22,12 @@ def main(overrides: list[str]) -> dict[str, Any]:
     """Compose, check, train."""
     interrupted = value_of("resume", overrides)
     values = resume(load_resumable(interrupted), overrides) if interrupted else compose("config", overrides)
-    result = fit(decode(Config, values))
+    config = decode(Config, values)
+    from distmetric.cluster.fit import (
+        fit,  # brings Ray, which takes seconds: a mistyped setting is answered before
+    )
+
+    result = fit(config)
     if result.tracking_uri:
         print(f"MLflow:  mlflow ui --backend-store-uri {result.tracking_uri}", file=sys.stderr)
     if result.report:

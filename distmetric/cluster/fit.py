@@ -88,12 +88,6 @@ def fit(config: Config) -> FitResult:
     return result
 
 
-def load_resumable(location: str) -> dict[str, Any]:
-    """The configuration of the run in a folder, set to resume it."""
-    folder = read_run(location)
-    return {**folder.config, "resume": folder.location}
-
-
 def _open_run(config: Config, fingerprint: str) -> tuple[RunFolder, TrackedRun]:
     if config.resume is not None:
         folder = read_run(config.resume)
@@ -170,5 +164,11 @@ def _with_absolute_paths(config: Config) -> Config:
         data = replace(data, path=absolute(data.path))
     else:
         data = replace(data, cache_dir=absolute(data.cache_dir or DEFAULT_CACHE))
+    output_dir = absolute(config.output_dir)
+    if "/_ray_pkg_" in output_dir:
+        raise errors.ConfigError(
+            f"output_dir={config.output_dir} lies in the job's copy of the code, which Ray deletes: "
+            "give an absolute path or a URI"
+        )
     # Through `decode` so that values built by hand are checked as strictly as those from files.
-    return decode(Config, config_dict(replace(config, data=data, output_dir=absolute(config.output_dir))))
+    return decode(Config, config_dict(replace(config, data=data, output_dir=output_dir)))

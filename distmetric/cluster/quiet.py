@@ -1,12 +1,16 @@
-"""Loggers of Ray Train that say nothing a user can use, kept quiet in every process that Ray starts."""
+"""What every process that Ray starts for us does first: keep quiet, and stay with its own cluster."""
 
 from __future__ import annotations
 
 import logging
+import os
 
 
 def quiet_ray() -> None:
-    """Raise the level of the chatty loggers; called by Ray in each new process, so it imports nothing."""
+    """Raise the level of chatty loggers, and name the cluster for helpers that look for it anew.
+
+    Called by Ray in each new worker process.
+    """
     names = (
         "ray.train",
         "ray.train.v2._internal.execution.controller.placement_group_cleaner",
@@ -14,3 +18,7 @@ def quiet_ray() -> None:
     )
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)
+    import ray
+
+    # Where a machine has two clusters, Ray Train's helpers otherwise give up with a traceback.
+    os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)

@@ -88,3 +88,9 @@ def new_run_location(config: Config) -> tuple[str, str]:
             f"name={name} is taken: choose another name, or continue that run with resume={location}"
         )
     return name, location
+
+
+def load_resumable(location: str) -> dict[str, Any]:
+    """The configuration of the run in a folder, set to resume it."""
+    folder = read_run(location)
+    return {**folder.config, "resume": folder.location}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,7 +103,10 @@ def open_tracking(config: Config, folder: RunFolder) -> TrackedRun:
 
 
 def git_revision() -> str:
-    """Commit of the code that runs, with "+changes" where files differ from it; "unknown" outside a checkout."""
+    """Commit of the code that runs, with "+changes" where files differ from it.
+
+    Outside a checkout, as in a submitted job, it is what DISTMETRIC_REVISION says, else "unknown".
+    """
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
@@ -112,5 +116,5 @@ def git_revision() -> str:
             ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("DISTMETRIC_REVISION", "unknown")
     return f"{commit}+changes" if changed else commit

@@ -72,7 +72,9 @@ def _decode(schema: Any, value: Any, key: str) -> Any:
             raise _wrong(key, value, _expected(schema))
         return value
     if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        kinds = list(arguments) if origin is tuple and Ellipsis not in arguments else [arguments[0]] * len(value)
+        kinds = (
+            list(arguments) if origin is tuple and Ellipsis not in arguments else [arguments[0]] * len(value)
+        )
         if len(kinds) != len(value):
             raise _wrong(key, value, _expected(schema))
         return origin(_decode(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value)))  # noqa: B905
@@ -124,7 +126,9 @@ def _dataclass(schema: type, value: Any, key: str) -> Any:
         if name not in fields:
             raise ConfigError(unknown_key(_join(key, name), (_join(key, known) for known in fields)))
     for name, field in fields.items():
-        optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        optional = (
+            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        )
         if name not in value and not optional:
             raise ConfigError(f"{_join(key, name)} is required: give it as {_join(key, name)}=...")
     decoded = {name: _decode(hints[name], item, _join(key, name)) for name, item in value.items()}
@@ -144,7 +148,13 @@ def _expected(schema: Any) -> str:
         return f"a list, each of them {_expected(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)} values"
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        types.NoneType: "null",
+    }
     return names.get(schema, "a group of settings")
 
 

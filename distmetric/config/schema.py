@@ -38,7 +38,7 @@ class GlyphsDataConfig:
 
     name: Literal["glyphs"] = "glyphs"
     cache_dir: str | None = None
-    """Folder the drawn catalog is kept in; null: `DEFAULT_CACHE`."""
+    """Folder the drawn catalog is kept in; null: ~/.cache/distmetric."""
     size: int = 28
     """Side of the images in pixels."""
     seed: int = 0

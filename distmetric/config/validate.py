@@ -45,12 +45,18 @@ def validate(config: Config) -> None:
     _not_negative("optim.loss_lr_multiplier", config.optim.loss_lr_multiplier)
     _not_negative("data.memory_limit_gib", config.data.memory_limit_gib)
     if not 0 <= config.schedule.decay_start < 1:
-        raise ConfigError(f"schedule.decay_start={config.schedule.decay_start} is wrong: 0 <= decay_start < 1")
+        raise ConfigError(
+            f"schedule.decay_start={config.schedule.decay_start} is wrong: 0 <= decay_start < 1"
+        )
     if not 0 < config.schedule.final_fraction <= 1:
-        raise ConfigError(f"schedule.final_fraction={config.schedule.final_fraction} is wrong: 0 < fraction <= 1")
+        raise ConfigError(
+            f"schedule.final_fraction={config.schedule.final_fraction} is wrong: 0 < fraction <= 1"
+        )
     batch = sampler.classes_per_batch * sampler.samples_per_class
     if batch % trainer.num_workers:
-        nearest = _nearest_divisible(sampler.classes_per_batch, sampler.samples_per_class, trainer.num_workers)
+        nearest = _nearest_divisible(
+            sampler.classes_per_batch, sampler.samples_per_class, trainer.num_workers
+        )
         raise ConfigError(
             f"sampler.classes_per_batch={sampler.classes_per_batch} x sampler.samples_per_class="
             f"{sampler.samples_per_class} = {batch} rows cannot be divided among trainer.num_workers="

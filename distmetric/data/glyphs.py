@@ -169,7 +169,7 @@ def _shared_code_points(faces: list[_Face]) -> list[int]:
 
 
 def _merge_lookalikes(faces: list[_Face], code_points: list[int]) -> list[list[int]]:
-    """Code points by class, each class and the classes themselves in ascending order, without those that show nothing."""
+    """Code points by class, without those that show nothing; each class and the classes in ascending order."""
     blank: set[int] = set()
     parent = {code_point: code_point for code_point in code_points}
 

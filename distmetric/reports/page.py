@@ -164,6 +164,6 @@ def _data_address(figure: Figure, form: str) -> str:
     with warnings.catch_warnings(), matplotlib.rc_context({"svg.hashsalt": "distmetric"}):
         # A label in a script the font lacks is drawn as boxes; the page's own text still names it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format=form, dpi=160, metadata={"Date": None} if form == "svg" else None)
+        figure.savefig(buffer, format=form, dpi=120, metadata={"Date": None} if form == "svg" else None)
     kind = "image/svg+xml" if form == "svg" else "image/png"
     return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

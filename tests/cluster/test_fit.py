@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+
 from runs import FEW_GLYPHS
 
 REPOSITORY = Path(__file__).parents[2]

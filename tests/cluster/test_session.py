@@ -57,3 +57,9 @@ def test_what_the_data_cannot_give_is_said_before_anything_starts(
     with pytest.raises(error, match=message):
         fit(tiny_config(glyph_cache, f"output_dir={tmp_path}", *overrides))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_are_not_put_where_ray_deletes_them(glyph_cache) -> None:
+    package = "/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_0123/outputs"
+    with pytest.raises(ConfigError, match=r"lies in the job's copy of the code, which Ray deletes"):
+        fit(tiny_config(glyph_cache, f"output_dir={package}"))

@@ -23,7 +23,8 @@ def trunks(channels: int = 1) -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize(
-    ("trunk", "pooling", "head"), list(itertools.product(trunks(), POOLINGS, ["linear_bn", "linear", "mlp", "none"]))
+    ("trunk", "pooling", "head"),
+    list(itertools.product(trunks(), POOLINGS, ["linear_bn", "linear", "mlp", "none"])),
 )
 def test_shape_norm_and_gradients_for_every_combination(trunk, pooling, head):
     module = trunks()[trunk]
