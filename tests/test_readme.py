@@ -21,7 +21,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import readme_table
-from distmetric.cluster.fit import load_resumable
+from distmetric.cluster.run_folder import load_resumable
 from distmetric.config.compose import compose, resume
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
