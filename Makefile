@@ -7,6 +7,8 @@ PORT ?= 5000
 QUICKSTART := jobs/train.py experiment=quickstart
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Bytecode is written when a module is first imported: every Ray worker would compile torch and mlflow anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:

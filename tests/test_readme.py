@@ -96,7 +96,10 @@ def makes(recipe: str) -> Check:
 
     def look(workspace: Path, command: str) -> None:
         listed = subprocess.run(
-            shlex.split(command.replace("make", "make -n", 1)), cwd=REPOSITORY, capture_output=True, text=True
+            shlex.split(command.replace("make", "make -n --no-print-directory", 1)),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
         )
         assert listed.stdout.strip().splitlines()[-1] == recipe, listed.stderr
 

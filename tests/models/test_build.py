@@ -76,10 +76,12 @@ def test_only_the_head_is_synchronized_unless_asked_for():
 
 
 def test_a_standardizing_head_keeps_a_constant_trunk_from_collapsing():
-    model = build_embedder(ConvSpec(widths=[4], embedding_dim=8), 0)
+    model = build_embedder(ConvSpec(widths=[4], embedding_dim=8, pooling="avg"), 0)
     embeddings = model(0.5 + 1e-3 * torch.rand(64, 1, 28, 28))
     assert embeddings.var(0).sum() > 0.9
-    plain = build_embedder(ConvSpec(widths=[4], embedding_dim=8, head="linear", norm="group"), 0)
+    plain = build_embedder(
+        ConvSpec(widths=[4], embedding_dim=8, head="linear", norm="group", pooling="avg"), 0
+    )
     assert plain(0.5 + 1e-3 * torch.rand(64, 1, 28, 28)).var(0).sum() < 0.1
 
 
@@ -133,7 +135,7 @@ def test_every_field_is_documented():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (ConvSpec(image_size=8), "image_size=8 is too small for 4 blocks: use at least 16"),
+        (ConvSpec(image_size=4), "image_size=4 is too small for 3 blocks: use at least 8"),
         (ConvSpec(image_mean=[0.5]), "go together"),
         (ConvSpec(channels=3, image_mean=[0.5, 0.5], image_std=[1.0, 1.0]), "2 numbers for 3 channels"),
         (CustomSpec(target="Trunk"), "not a dotted path"),
