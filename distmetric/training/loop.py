@@ -25,8 +25,9 @@ class TrainResult:
 def train(worker: Worker) -> TrainResult:
     """Train from where the worker stands to the last step, evaluating and saving on the way.
 
-    Ranks talk in four places of a step: the gather of embeddings (backward: reduce-scatter), two scalars of the
-    loss, DDP's mean of gradients, and, every `log_every` steps, the measurements. Only rank 0 writes.
+    Ranks talk in five places of a step: the moments of norms over the joint batch (the head's, and all with
+    norm=sync_batch), the gather of embeddings (backward: reduce-scatter), three numbers of the loss, DDP's mean of
+    gradients, and, every `log_every` steps, the measurements. Only rank 0 writes.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.model.train()
