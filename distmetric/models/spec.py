@@ -66,17 +66,11 @@ class ResNetSpec(EmbedderSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformersSpec(EmbedderSpec):
-    """A vision model of the transformers library."""
+class LibrarySpec(EmbedderSpec):
+    """What models of other libraries have in common."""
 
-    name: Literal["transformers"] = "transformers"
-    """Which kind of trunk this describes."""
-    model: str = "facebook/dinov2-small"
-    """Name on the Hugging Face Hub, or path of a local folder that has a config.json."""
     pretrained: bool = True
     """Whether to load the weights; false takes the architecture with fresh ones."""
-    local_files_only: bool = False
-    """Whether to look only at local files, without a network."""
     token: Literal["cls", "mean"] = "cls"
     """Which tokens of a vision transformer make the feature vector: the class token or the mean of the
     patches."""
@@ -92,27 +86,25 @@ class TransformersSpec(EmbedderSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TimmSpec(EmbedderSpec):
+class TransformersSpec(LibrarySpec):
+    """A vision model of the transformers library."""
+
+    name: Literal["transformers"] = "transformers"
+    """Which kind of trunk this describes."""
+    model: str = "facebook/dinov2-small"
+    """Name on the Hugging Face Hub, or path of a local folder that has a config.json."""
+    local_files_only: bool = False
+    """Whether to look only at local files, without a network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmSpec(LibrarySpec):
     """A model of the timm library, which needs torchvision beside it."""
 
     name: Literal["timm"] = "timm"
     """Which kind of trunk this describes."""
     model: str = "resnet50"
     """Name that timm.create_model takes."""
-    pretrained: bool = True
-    """Whether to load the weights; false takes the architecture with fresh ones."""
-    token: Literal["cls", "mean"] = "cls"
-    """Which tokens of a vision transformer make the feature vector: the class token or the mean of the
-    patches."""
-    resize_to: int | None = None
-    """Side that images are resized to before the trunk; null takes the model's own, 0 keeps them as they
-    are."""
-    norm: Literal["batch", "sync_batch"] = "batch"
-    """Whether the trunk's batch norms, if any, see this rank's batch or those of all ranks."""
-    image_size: int = 224
-    """Side of the square input images in pixels."""
-    channels: int = 3
-    """Channels of the input images: 1 for gray, 3 for RGB."""
 
 
 @dataclass(frozen=True, kw_only=True)
