@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,16 +13,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from distmetric import __version__, errors
 from distmetric.cluster.report import write_report
-from distmetric.cluster.run_folder import RunFolder, absolute, new_run_location, read_run
+from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
 from distmetric.cluster.tracked import TrackedRun, open_tracking
 from distmetric.cluster.worker import train_worker
 from distmetric.config.decode import decode
 from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, TrainerConfig
 from distmetric.config.validate import validate
+from distmetric.training.checkpoint import absolute
 from distmetric.training.saved_model import config_dict
 from distmetric.training.worker import build_sampler, open_data
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

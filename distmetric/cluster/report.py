@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from distmetric.cluster.session import available_cpus
 from distmetric.cluster.tracked import TrackedRun, git_revision
 from distmetric.config.schema import Config
-from distmetric.data.decode import ImageStore
+from distmetric.data.decode import ImageStore, available_cores
 from distmetric.reports.run_report import RunReport, write_run_report
 from distmetric.training.checkpoint import open_location, read_checkpoint
 from distmetric.training.embedding import embed
@@ -67,7 +66,7 @@ def environment() -> dict[str, str]:
     return {
         **{name: version(name) for name in packages},
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {available_cpus()} CPUs",
+        "machine": f"{platform.system()} {platform.machine()}, {available_cores()} CPUs",
         "revision": git_revision(),
     }
 

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from distmetric.config.schema import Config
 from distmetric.errors import InputError
-from distmetric.training.checkpoint import open_location
+from distmetric.training.checkpoint import absolute, open_location
 
 _RUN_FILE = "run.json"
 
@@ -63,11 +63,6 @@ def read_run(location: str) -> RunFolder:
             return RunFolder(**{**content, "location": absolute(location)})
         except (ValueError, TypeError):
             raise InputError(f"{location}/{_RUN_FILE} is damaged: start a new run") from None
-
-
-def absolute(location: str) -> str:
-    """A location that means the same in every working directory."""
-    return location.rstrip("/") if "://" in location else open_location(location)[1]
 
 
 def new_run_location(config: Config) -> tuple[str, str]:

@@ -26,14 +26,10 @@ for _name, _value in _ENVIRONMENT.items():
 import ray  # noqa: E402
 
 from distmetric.config.schema import TrainerConfig  # noqa: E402
+from distmetric.data.decode import available_cores  # noqa: E402
 from distmetric.errors import ConfigError, ResourceError  # noqa: E402
 
 NAMESPACE = "distmetric"
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
@@ -76,7 +72,7 @@ def ray_session(trainer: TrainerConfig) -> Iterator[None]:
         check_local(trainer)
         # Nobody else is meant to connect; an explicit mode keeps Ray from writing a token into the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(num_cpus=available_cpus(), include_dashboard=False, **options)
+        ray.init(num_cpus=available_cores(), include_dashboard=False, **options)
     try:
         yield
     finally:
@@ -89,7 +85,7 @@ def check_local(trainer: TrainerConfig) -> None:
     Raises:
         ConfigError: Naming the setting and what would fit.
     """
-    cpus, wanted = available_cpus(), trainer.num_workers * trainer.cpus_per_worker
+    cpus, wanted = available_cores(), trainer.num_workers * trainer.cpus_per_worker
     if wanted > cpus:
         fits = max(1, int(cpus / trainer.cpus_per_worker))
         raise ConfigError(

@@ -23,7 +23,7 @@ from distmetric.config.validate import validate
 from distmetric.distributed.replica import Replica, join_from_environment, leave
 from distmetric.errors import InputError, UserError
 from distmetric.tracking.tracker import NullTracker
-from distmetric.training.checkpoint import open_location
+from distmetric.training.checkpoint import absolute
 from distmetric.training.loop import TrainResult, train
 from distmetric.training.worker import Worker
 
@@ -54,7 +54,7 @@ def _read(arguments: list[str]) -> tuple[Config, str]:
         raise InputError(f"{arguments[0]} cannot be read as JSON: {error}") from None
     default = f"{config.output_dir}/{config.name or 'torchrun'}"
     run_dir = arguments[1] if len(arguments) == 2 else default
-    return config, run_dir if "://" in run_dir else open_location(run_dir)[1]
+    return config, absolute(run_dir)
 
 
 def _train(config: Config, run_dir: str, replica: Replica) -> TrainResult:

@@ -43,6 +43,11 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
+def absolute(location: str) -> str:
+    """A location that means the same in every working directory."""
+    return location.rstrip("/") if "://" in location else open_location(location)[1]
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint.

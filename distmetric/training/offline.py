@@ -168,21 +168,25 @@ def _catalog_batches(job: EmbedJob, config: Config) -> Iterator[Rows]:
 
 
 def _file_batches(job: EmbedJob, config: Config, bad: list[tuple[str, str]]) -> Iterator[Rows]:
-    pending: Rows = ([], [], [], torch.empty(0))
+    paths: list[str] = []
+    names: list[str] = []
     pixels: list[np.ndarray[Any, Any]] = []
     done = 0
+
+    def batch() -> Rows:
+        return list(range(done, done + len(paths))), paths, names, torch.from_numpy(np.stack(pixels))
+
     for path, name, data in iterate_images(job.source, bad=bad):
         try:
             pixels.append(decode_image(data, config.model.image_size, config.model.channels))
         except BadImageError as error:
             bad.append((path, error.reason))
             continue
-        pending[0].append(done)
-        pending[1].append(path)
-        pending[2].append(name)
-        done += 1
+        paths.append(path)
+        names.append(name)
         if len(pixels) == job.batch_size:
-            yield (*pending[:3], torch.from_numpy(np.stack(pixels)))
-            pending, pixels = ([], [], [], torch.empty(0)), []
+            yield batch()
+            done += len(pixels)
+            paths, names, pixels = [], [], []
     if pixels:
-        yield (*pending[:3], torch.from_numpy(np.stack(pixels)))
+        yield batch()

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from distmetric.cluster.run_folder import RunFolder, absolute, new_run_location, read_run
+from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
 from distmetric.errors import InputError
+from distmetric.training.checkpoint import absolute
 from runs import tiny_config
 
 

@@ -9,15 +9,16 @@ import torch
 
 from distmetric.cluster import fit as fit_module
 from distmetric.cluster.fit import fit
-from distmetric.cluster.session import available_cpus, check_local
+from distmetric.cluster.session import check_local
 from distmetric.config.schema import TrainerConfig
+from distmetric.data.decode import available_cores
 from distmetric.errors import ConfigError, InputError
 from runs import tiny_config
 
 
 def test_more_workers_than_cpus_names_what_fits(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
-    assert available_cpus() == 3
+    assert available_cores() == 3
     check_local(TrainerConfig(num_workers=3))
     check_local(TrainerConfig(num_workers=6, cpus_per_worker=0.5))
     with pytest.raises(
