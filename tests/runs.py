@@ -7,15 +7,38 @@ from pathlib import Path
 
 import torch
 
+from distmetric.config import schema
 from distmetric.config.compose import compose
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
+from distmetric.data.augment import AugmentSpec
 from distmetric.distributed.replica import Replica
+from distmetric.losses import TripletLossConfig
+from distmetric.models.spec import ConvSpec
+from distmetric.samplers import PKSamplerConfig
 from distmetric.training.loop import TrainResult, train
 from distmetric.training.worker import Worker
 
 CPU = torch.device("cpu")
 FEW_GLYPHS = ("data.max_classes=60",)
+
+
+def default_config() -> Config:
+    """What the dataclasses say where nothing is set."""
+    return Config(
+        data=schema.GlyphsDataConfig(),
+        augment=AugmentSpec(),
+        model=ConvSpec(),
+        loss=TripletLossConfig(),
+        sampler=PKSamplerConfig(),
+        optim=schema.AdamWConfig(),
+        schedule=schema.ScheduleConfig(),
+        train=schema.TrainConfig(),
+        trainer=schema.TrainerConfig(),
+        eval=schema.EvalConfig(),
+        checkpoint=schema.CheckpointConfig(),
+        tracking=schema.MLflowConfig(),
+    )
 
 
 def tiny_config(cache: Path, *overrides: str) -> Config:

@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 
 from distmetric.config import schema as c
 from distmetric.config.decode import decode, leaves, unknown_key
-from distmetric.data.augment import AugmentSpec
 from distmetric.errors import ConfigError
-from distmetric.losses import TripletLossConfig
-from distmetric.models import ConvSpec
-from distmetric.samplers import PKSamplerConfig
+from runs import default_config
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -206,22 +203,7 @@ def test_leaves_are_flat_and_keep_empty_groups() -> None:
     assert leaves(nested) == {"a": 1, "b.c": [1], "b.d.e": None, "b.f": {}}
 
 
-BASE = asdict(
-    c.Config(
-        data=c.GlyphsDataConfig(),
-        augment=AugmentSpec(),
-        model=ConvSpec(),
-        loss=TripletLossConfig(),
-        sampler=PKSamplerConfig(),
-        optim=c.AdamWConfig(),
-        schedule=c.ScheduleConfig(),
-        train=c.TrainConfig(),
-        trainer=c.TrainerConfig(),
-        eval=c.EvalConfig(),
-        checkpoint=c.CheckpointConfig(),
-        tracking=c.MLflowConfig(),
-    )
-)
+BASE = asdict(default_config())
 KEYS = sorted([*leaves(BASE), *(key for key, value in BASE.items() if isinstance(value, dict))])
 names = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=4)
 anything = st.recursive(

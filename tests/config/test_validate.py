@@ -9,26 +9,10 @@ import pytest
 
 from distmetric.config import schema as c
 from distmetric.config.validate import validate
-from distmetric.data.augment import AugmentSpec
 from distmetric.errors import ConfigError
-from distmetric.losses import TripletLossConfig
-from distmetric.models import ConvSpec
-from distmetric.samplers import PKSamplerConfig
+from runs import default_config
 
-CONFIG = c.Config(
-    data=c.GlyphsDataConfig(),
-    augment=AugmentSpec(),
-    model=ConvSpec(),
-    loss=TripletLossConfig(),
-    sampler=PKSamplerConfig(),
-    optim=c.AdamWConfig(),
-    schedule=c.ScheduleConfig(),
-    train=c.TrainConfig(),
-    trainer=c.TrainerConfig(),
-    eval=c.EvalConfig(),
-    checkpoint=c.CheckpointConfig(),
-    tracking=c.MLflowConfig(),
-)
+CONFIG = default_config()
 
 
 def changed(config: c.Config, changes: dict[str, Any]) -> c.Config:
