@@ -1,17 +1,31 @@
-"""Pure tensor mathematics of pairs: distances, blocked reductions over columns; no state, no process group."""
+"""Pure tensor mathematics of pairs: distances, blocked sums over columns, mining; no state, no process group."""
 
-from distmetric.functional.distances import paired_distances, squared_distance_block
+from distmetric.functional.distances import Distance, paired_distances, unit_length
 from distmetric.functional.hardest import HardestPairs, hardest_pairs
+from distmetric.functional.identity_extremes import identity_extremes
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.logsumexp import negative_logsumexp
-from distmetric.functional.positives import positive_pairs
+from distmetric.functional.listed_pairs import listed_distances
+from distmetric.functional.nearest_negatives import negative_logsumexp
+from distmetric.functional.pair_blocks import PairBlock, SortedPairs
+from distmetric.functional.row_sums import Row, RowSums, row_values, sum_rows
+from distmetric.functional.tuples import Tuples, all_positive_pairs
 
 __all__ = [
+    "Distance",
     "HardestPairs",
     "JointBatch",
+    "PairBlock",
+    "Row",
+    "RowSums",
+    "SortedPairs",
+    "Tuples",
+    "all_positive_pairs",
     "hardest_pairs",
+    "identity_extremes",
+    "listed_distances",
     "negative_logsumexp",
     "paired_distances",
-    "positive_pairs",
-    "squared_distance_block",
+    "row_values",
+    "sum_rows",
+    "unit_length",
 ]

@@ -1,4 +1,4 @@
-"""Euclidean distances: exact ones for listed pairs, and blocks of squared ones for searching.
+"""How far apart two embeddings are: exact distances of listed pairs, blocks of squared ones for searching.
 
 Shapes: B anchors, N columns, P listed pairs, D dimensions.
 """
@@ -6,13 +6,21 @@ Shapes: B anchors, N columns, P listed pairs, D dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+Distance = Literal["euclidean", "squared_euclidean", "cosine", "dot_product"]
+"""|a - b|, |a - b|^2, 1 - cos(a, b), and -a.b; the smaller, the more alike."""
+
+DISTANCES: tuple[Distance, ...] = ("euclidean", "squared_euclidean", "cosine", "dot_product")
+
 # What a block of B_block x N distances may take; about the size of a CPU's last-level cache, and on a GPU still
 # a matrix multiplication large enough to fill it.
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+# Fewer rows than this make a matrix multiplication that reads the columns more than it computes.
+MIN_BLOCK_ROWS = 64
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -20,12 +28,26 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def unit_length(embeddings: Tensor) -> Tensor:
+    """Scale rows (B, D) to length one in their own dtype; rows of zeros stay zeros and pass no gradient."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        norms = embeddings.norm(dim=1, keepdim=True)
+        # Dividing by max(norm, eps) instead would give a zero row a gradient of 1/eps.
+        alive = norms > 1e-12
+        return torch.where(alive, embeddings / torch.where(alive, norms, 1), 0)
+
+
 def row_blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]:
-    """Slices of rows such that a block of rows x columns of the type of `like` stays within `BLOCK_BYTES`."""
+    """Slices of rows such that a block of rows x columns of the type of `like` is about `BLOCK_BYTES` large."""
     budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
-    rows = max(1, budget // max(1, num_columns * like.element_size()))
+    rows = max(MIN_BLOCK_ROWS, budget // max(1, num_columns * like.element_size()))
     for start in range(0, num_rows, rows):
         yield slice(start, min(start + rows, num_rows))
+
+
+def similarity_at_zero(distance: Distance) -> float:
+    """What a distance of 0 is as a similarity: s = this - d is the cosine, the dot product, or -d."""
+    return 1.0 if distance == "cosine" else 0.0
 
 
 def squared_distance_block(anchors: Tensor, columns: Tensor, column_squares: Tensor | None = None) -> Tensor:
@@ -48,19 +70,25 @@ def squared_distance_block(anchors: Tensor, columns: Tensor, column_squares: Ten
     return squares.add_(anchors.square().sum(1, keepdim=True)).clamp_min_(0.0)
 
 
-def paired_distances(first: Tensor, second: Tensor) -> Tensor:
+def paired_distances(first: Tensor, second: Tensor, distance: Distance = "euclidean") -> Tensor:
     """Distance of each row of one tensor to the same row of the other, with a gradient that is never NaN.
 
-    Formula: d_p = |a_p - b_p|_2; gradient (a_p - b_p) / d_p, and 0 where the rows coincide.
+    Formula: |a_p - b_p|_2 (gradient 0 where the rows coincide), its square, 1 - a_p.b_p of unit rows, or -a_p.b_p.
 
     Args:
-        first: (P, D) rows.
-        second: (P, D) rows.
+        first: (P, D) rows; of length one for "cosine".
+        second: (P, D) rows; of length one for "cosine".
+        distance: Which one.
 
     Returns:
         (P,) distances in float32 or wider. Cost: P D.
     """
-    squares = (at_least_float32(first) - at_least_float32(second)).square().sum(-1)
+    first, second = at_least_float32(first), at_least_float32(second)
+    if distance in ("cosine", "dot_product"):
+        return similarity_at_zero(distance) - (first * second).sum(-1)
+    squares = (first - second).square().sum(-1)
+    if distance == "squared_euclidean":
+        return squares
     apart = squares > 0
     # The inner `where` keeps the root's infinite derivative at 0 out of the graph, the outer one the value at 0.
     return torch.where(apart, torch.where(apart, squares, torch.ones_like(squares)).sqrt(), squares)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distmetric.functional.distances import at_least_float32, row_blocks
+from distmetric.functional.distances import Distance
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.label_index import LabelIndex
+from distmetric.functional.pair_blocks import SortedPairs
+
+_CHUNK = 64  # columns of which only the extreme is looked at first
 
 
 class HardestPairs(NamedTuple):
@@ -27,27 +29,45 @@ class HardestPairs(NamedTuple):
 
 
 @torch.no_grad()
-def hardest_pairs(batch: JointBatch) -> HardestPairs:
+def hardest_pairs(batch: JointBatch, distance: Distance = "euclidean") -> HardestPairs:
     """Find, without gradient, the farthest positive and the nearest negative column of each anchor.
 
-    Formula: p(a) = argmax_{y_c = y_a, c != a} |x_a - x_c|, n(a) = argmin_{y_c != y_a} |x_a - x_c|.
+    Formula: p(a) = argmax_{y_c = y_a, c != a} d(x_a, x_c), n(a) = argmin_{y_c != y_a} d(x_a, x_c).
 
     Args:
-        batch: Anchors (B, D) and columns (N, D); float16 and bfloat16 are compared in float32.
+        batch: Anchors (B, D) and columns (N, D) in float32 or float64, of length one for "cosine".
+        distance: What makes a pair far; the euclidean distance and its square choose the same.
 
     Returns:
-        Indices and validity, O(B). Cost: B N D multiplications and one block of `BLOCK_BYTES`. Ties go to one of
+        Indices and validity, O(B). Cost: B N D multiplications and two blocks of `BLOCK_BYTES`. Ties go to one of
         the tied columns. An anchor without positive or without negative is not valid.
     """
-    anchors, columns = at_least_float32(batch.anchors), at_least_float32(batch.columns)
-    column_squares = columns.square().sum(1)
-    same = LabelIndex(batch.column_labels).columns_of(batch.labels)
-    positives = same.positives(batch.anchor_index)
-    positive, negative = (torch.empty_like(batch.labels) for _ in range(2))
-    for rows in row_blocks(len(anchors), len(columns), anchors):
-        # An anchor's own square is the same in its whole row and does not change which column is the extreme one.
-        distances = torch.addmm(column_squares, anchors[rows], columns.T, alpha=-2.0)
-        to_same = distances.gather(1, same.columns[rows]).masked_fill_(~positives[rows], -torch.inf)
-        positive[rows] = same.columns[rows].gather(1, to_same.argmax(1, keepdim=True)).squeeze(1)
-        negative[rows] = same[rows].fill_(distances, torch.inf).argmin(1)
-    return HardestPairs(positive, negative, positives.any(1) & (same.counts < len(columns)))
+    positive, negative = (torch.zeros_like(batch.labels) for _ in range(2))
+    valid = torch.zeros_like(batch.labels, dtype=torch.bool)
+    # Roots keep the order and need not be taken.
+    for block in SortedPairs(batch, "squared_euclidean" if distance == "euclidean" else distance).blocks():
+        farthest = block.positives_of(block.distances, -torch.inf)
+        if farthest.shape[1]:
+            positive[block.rows] = block.columns[farthest.argmax(1) + block.band.start]
+        negative[block.rows] = block.columns[argmin(block.fill_same_(block.distances, torch.inf))]
+        valid[block.rows] = (block.num_positives > 0) & (block.num_negatives > 0)
+    return HardestPairs(positive, negative, valid)
+
+
+def argmin(values: Tensor) -> Tensor:
+    """Column of the smallest entry of each row of (b, N) values, (b,) int64; much faster than `Tensor.argmin` on a CPU.
+
+    A minimum is one vectorized pass; only the chunk that holds it is then searched for where it is.
+    """
+    rows, columns = values.shape
+    whole = columns - columns % _CHUNK
+    if columns < 4 * _CHUNK:
+        return values.argmin(1)
+    chunks = values[:, :whole].reshape(rows, -1, _CHUNK)
+    smallest, chunk = chunks.amin(2).min(1)
+    within = chunks[torch.arange(rows, device=values.device), chunk].argmin(1)
+    found: Tensor = chunk * _CHUNK + within
+    if whole == columns:
+        return found
+    tail, place = values[:, whole:].min(1)
+    return torch.where(tail < smallest, whole + place, found)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-
-def _identity(rows: Tensor) -> Tensor:
-    return rows
+from distmetric.functional.distances import at_least_float32, unit_length
+from distmetric.functional.tuples import Tuples
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,19 @@ class JointBatch:
         anchor_index: (B,) int64 column that holds each anchor itself, which is never its own pair; None where
             anchors and columns are different sets.
         gather_rows: Turns a (B, ...) tensor of per-anchor values into the (N, ...) tensor of all ranks' values,
-            with gradient; the identity in one process.
+            with gradient; None where the columns are not the anchors of all ranks.
+        tuples: Pairs or triplets that a miner has chosen, indices of own anchors and of columns; None for all.
+        rank: Which share of work that is not tied to anchors (classes, proxies) is this one's.
+        world_size: How many shares there are.
+        ids: (B,) int64 catalog ids of the anchors, where they are known.
+        column_ids: (N,) int64 catalog ids of the columns, where they are known.
+        logits: Name of an attribute -> (B, V) logits that the model predicts for the anchors, with gradient.
+        column_logits: The same for the columns, (N, V), without gradient.
+        attributes: Name of an attribute -> (B,) int64 true values of the anchors, -1 where unknown.
+        column_attributes: The same for the columns, (N,).
+        joint_anchors: (A, D) anchors of all ranks, with gradient, where the columns are other rows (a memory); None
+            where `gather_rows` is given, or nobody else has anchors.
+        joint_labels: (A,) int64 labels of `joint_anchors`.
     """
 
     anchors: Tensor
@@ -35,4 +47,75 @@ class JointBatch:
     columns: Tensor
     column_labels: Tensor
     anchor_index: Tensor | None
-    gather_rows: Callable[[Tensor], Tensor] = _identity
+    gather_rows: Callable[[Tensor], Tensor] | None = None
+    tuples: Tuples | None = None
+    rank: int = 0
+    world_size: int = 1
+    ids: Tensor | None = None
+    column_ids: Tensor | None = None
+    logits: Mapping[str, Tensor] = field(default_factory=dict)
+    column_logits: Mapping[str, Tensor] = field(default_factory=dict)
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    column_attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    joint_anchors: Tensor | None = None
+    joint_labels: Tensor | None = None
+
+    @classmethod
+    def alone(cls, embeddings: Tensor, labels: Tensor) -> JointBatch:
+        """The batch of a process that is on its own: its embeddings (B, D) are anchors and columns."""
+        index = torch.arange(len(labels), device=labels.device)
+        return cls(embeddings, labels, embeddings, labels, index, gather_rows=lambda rows: rows)
+
+    def with_embeddings(self, change: Callable[[Tensor], Tensor]) -> JointBatch:
+        """The same batch with all embeddings changed row by row; the anchors stay the columns where they were."""
+        anchors = change(self.anchors)
+        columns = anchors if self.columns is self.anchors else change(self.columns)
+        everyone = self.joint_anchors
+        if everyone is not None:
+            everyone = anchors if everyone is self.anchors else change(everyone)
+        return replace(self, anchors=anchors, columns=columns, joint_anchors=everyone)
+
+    def whole(self) -> JointBatch:
+        """The joint batch as one process would have it: all columns as anchors, for work that cannot be divided."""
+        return JointBatch.alone(self.columns, self.column_labels)
+
+    def with_tuples(self, tuples: Tuples) -> JointBatch:
+        """The same batch with what a miner has chosen."""
+        return replace(self, tuples=tuples)
+
+    def prepared(self, normalize: bool) -> JointBatch:
+        """The batch in float32 or wider and, where asked, with embeddings of length one."""
+        batch = self.with_embeddings(at_least_float32)
+        return batch.with_embeddings(unit_length) if normalize else batch
+
+
+def single_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+    tuples: Tuples | None = None,
+) -> JointBatch:
+    """The batch of one process, from what users of losses and miners pass.
+
+    Raises:
+        ValueError: If shapes do not fit together.
+    """
+    check_batch(embeddings, labels, "embeddings", "labels")
+    labels = labels.to(embeddings.device)
+    if (ref_emb is None) != (ref_labels is None):
+        raise ValueError("ref_emb and ref_labels belong together: give both or neither")
+    if ref_emb is None or ref_labels is None:
+        alone = JointBatch.alone(embeddings, labels)
+        return alone if tuples is None else alone.with_tuples(tuples)
+    check_batch(ref_emb, ref_labels, "ref_emb", "ref_labels")
+    return JointBatch(embeddings, labels, ref_emb, ref_labels.to(ref_emb.device), None, tuples=tuples)
+
+
+def check_batch(embeddings: Tensor, labels: Tensor, embeddings_name: str, labels_name: str) -> None:
+    """Raise ValueError unless embeddings are (B, D) and labels (B,)."""
+    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"{embeddings_name} must be (B, D) and {labels_name} (B,), "
+            f"not {tuple(embeddings.shape)} and {tuple(labels.shape)}"
+        )

@@ -1,18 +1,24 @@
-"""Triplet loss over the hardest pairs of the joint batch."""
+"""Triplet loss over the joint batch: hardest, semi-hard or all triplets."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from distmetric.functional.distances import paired_distances
+from distmetric.functional.choices import check_choice
+from distmetric.functional.distances import Distance
 from distmetric.functional.hardest import hardest_pairs
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.losses.base import ACTIVE_ABOVE, LossParts, PairLoss
+from distmetric.functional.listed_pairs import listed_distances
+from distmetric.functional.row_sums import sum_rows
+from distmetric.functional.triplet_rows import check_margin, nearest_beyond, triplet_rows
+from distmetric.losses.base import ACTIVE_ABOVE, LossTerm, MetricLoss, Reduction, listed_sums
+
+Strategy = Literal["batch_hard", "batch_all", "semi_hard", "semi_hard_nearest"]
+STRATEGIES: tuple[Strategy, ...] = ("batch_hard", "batch_all", "semi_hard", "semi_hard_nearest")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -20,62 +26,100 @@ class TripletLossConfig:
     """Settings of `TripletLoss`."""
 
     name: Literal["triplet"] = "triplet"
-    strategy: Literal["batch_hard"] = "batch_hard"
-    """Which triplets of the batch count: the farthest positive with the nearest negative of each anchor."""
+    strategy: Strategy = "batch_hard"
+    """Which triplets count: batch_hard (farthest positive, nearest negative), batch_all, semi_hard (negatives farther
+    than the positive, by less than the margin), semi_hard_nearest (the nearest such for every positive)."""
     margin: float | Literal["soft"] = "soft"
     """Distance by which a negative must be farther than a positive, or "soft" for ln(1 + e^z)."""
+    distance: Distance = "euclidean"
+    """euclidean, squared_euclidean (FaceNet), cosine (1 - cos) or dot_product (-a.b)."""
+    reduction: Reduction = "mean"
+    """Mean over triplets (mean), over those above 0 (nonzero_mean), or sum."""
 
     def __post_init__(self) -> None:
-        """Check the margin.
+        """Check that strategy and margin fit.
 
         Raises:
-            ValueError: If it is negative.
+            ValueError: If they do not.
         """
-        check_margin(self.margin)
+        _check(self.strategy, self.margin)
 
 
-def check_margin(margin: float | Literal["soft"]) -> None:
-    """Raise ValueError unless the margin is "soft" or a finite number that is at least 0."""
-    if margin != "soft" and not 0 <= float(margin) < math.inf:
-        raise ValueError(f'margin={margin!r} is wrong: give a number from 0 on, or "soft"')
+def _check(strategy: Strategy, margin: float | Literal["soft"]) -> None:
+    check_margin(margin)
+    if strategy == "semi_hard" and margin == "soft":
+        raise ValueError('margin="soft" has no semi-hard triplets: give strategy="semi_hard" a number')
 
 
-class TripletLoss(PairLoss):
-    """Batch-hard triplet loss: each anchor with its farthest positive and its nearest negative.
+class TripletLoss(MetricLoss):
+    """Triplet loss: an anchor's positives nearer than its negatives.
 
-    Formula: L = mean_a phi(max_{p} D_ap - min_{n} D_an), phi(z) = max(0, m + z), or ln(1 + e^z) for margin "soft".
+    Formula, phi(z) = max(0, m + z), or ln(1 + e^z) for margin "soft":
 
-    D is the plain euclidean distance, never squared: the gradient of D^2 fades as points meet, which makes the
-    collapsed state attract. The mean is over all valid anchors, those with zero loss included.
+        batch_hard         mean_a phi(max_p D_ap - min_n D_an)
+        batch_all          mean_{a,p,n} phi(D_ap - D_an)
+        semi_hard          mean over all triplets with D_ap < D_an < D_ap + m of phi(D_ap - D_an)
+        semi_hard_nearest  mean_{a,p} phi(D_ap - D_an), n the nearest with D_an > D_ap, else the farthest of all
+
+    D is the plain euclidean distance by default: the gradient of its square fades as points meet, which makes the
+    collapsed state attract. FaceNet uses the square on unit vectors.
 
     Args:
         margin: m in units of distance, or "soft".
+        strategy: Which triplets.
+        distance: D.
+        normalize_embeddings: Whether to compare unit vectors.
+        reduction: "mean" includes triplets of value 0, "nonzero_mean" does not.
 
-    Cost: B N D to mine (no gradient), then 2 B distances with gradient; memory O(B + N) beside one block.
+    Cost: batch_hard and semi_hard_nearest B N D to mine (no gradient), then two distances a triplet with gradient;
+    batch_all and semi_hard 3 B N D + B K N in one pass. Memory O((B + N) D) beside three blocks.
 
     Corner cases: anchors without positive or without negative are left out of sum and count; coinciding pairs have
     gradient 0. When everything collapses to one point the loss sits at m, or at ln 2 = 0.693 for the soft margin.
 
-    Source: Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", arXiv 1703.07737.
+    Source: Hermans, Beyer, Leibe, "In Defense of the Triplet Loss for Person Re-Identification", arXiv 1703.07737;
+    semi-hard: Schroff, Kalenichenko, Philbin, "FaceNet", arXiv 1503.03832.
     """
 
-    def __init__(self, margin: float | Literal["soft"] = "soft") -> None:
-        super().__init__()
-        check_margin(margin)
+    def __init__(
+        self,
+        margin: float | Literal["soft"] = "soft",
+        strategy: Strategy = "batch_hard",
+        *,
+        distance: Distance = "euclidean",
+        normalize_embeddings: bool = False,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(distance, normalize_embeddings, reduction)
+        check_choice("strategy", strategy, STRATEGIES)
+        _check(strategy, margin)
         self.margin = margin
+        self.strategy: Strategy = strategy
 
-    def parts(self, batch: JointBatch) -> LossParts:
-        """See `PairLoss.parts`; one term per valid anchor."""
-        positive, negative, valid = hardest_pairs(batch)
-        gap = paired_distances(batch.anchors, batch.columns[positive]) - paired_distances(
-            batch.anchors, batch.columns[negative]
+    def terms(self, batch: JointBatch) -> list[LossTerm]:
+        """See `MetricLoss.terms`; one term per triplet."""
+        active_above = ACTIVE_ABOVE if self.margin == "soft" else 0.0
+        if batch.tuples is None and self.strategy in ("batch_all", "semi_hard"):
+            rows = triplet_rows(self.margin, self.strategy == "semi_hard", active_above)
+            return [self.reduced(sum_rows(batch, self.distance, rows))]
+        anchors, positives, negatives = self._chosen(batch)
+        gap = listed_distances(batch, anchors, positives, self.distance) - (
+            listed_distances(batch, anchors, negatives, self.distance)
         )
-        terms = self._phi(gap) * valid
-        return LossParts(terms.sum(), valid.sum(), (terms.detach() > ACTIVE_ABOVE).sum())
+        return [self.reduced(listed_sums(self._phi(gap), active_above))]
+
+    def _chosen(self, batch: JointBatch) -> tuple[Tensor, Tensor, Tensor]:
+        if batch.tuples is not None:
+            return batch.tuples.as_triplets()
+        if self.strategy == "semi_hard_nearest":
+            return nearest_beyond(batch, self.distance)
+        positive, negative, valid = hardest_pairs(batch, self.distance)
+        anchors = valid.nonzero()[:, 0]
+        return anchors, positive[anchors], negative[anchors]
 
     def _phi(self, gap: Tensor) -> Tensor:
         return F.softplus(gap) if self.margin == "soft" else F.relu(gap + float(self.margin))
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""
-        return f"margin={self.margin!r}"
+        return f"margin={self.margin!r}, strategy={self.strategy!r}"

@@ -10,19 +10,19 @@ from hypothesis import strategies as st
 import oracles
 from distmetric.functional import (
     JointBatch,
+    all_positive_pairs,
     distances,
     hardest_pairs,
     negative_logsumexp,
     paired_distances,
-    positive_pairs,
-    squared_distance_block,
 )
+from distmetric.functional.distances import squared_distance_block
 
 LABELS = st.lists(st.integers(0, 4), min_size=1, max_size=24)
 
 
 def whole_batch(embeddings: torch.Tensor, labels: torch.Tensor) -> JointBatch:
-    return JointBatch(embeddings, labels, embeddings, labels, torch.arange(len(labels)))
+    return JointBatch.alone(embeddings, labels)
 
 
 def test_paired_distances_are_exact_where_the_gram_trick_is_not() -> None:
@@ -52,7 +52,7 @@ def test_squared_distance_block_is_never_negative() -> None:
 def test_positive_pairs_are_those_of_the_double_loop(labels: list[int], disjoint: bool) -> None:
     label = torch.tensor(labels)
     index = None if disjoint else torch.arange(len(labels))
-    anchors, columns = positive_pairs(label, label, index)
+    anchors, columns = all_positive_pairs(label, label, index)
     expected = {
         (i, j)
         for i in range(len(labels))
@@ -72,6 +72,7 @@ def test_hardest_pairs_for_any_block_size(labels: list[int], block_rows: int, se
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(distances.BLOCK_BYTES, "cpu", block_rows * len(labels) * 8)
+        patch.setattr(distances, "MIN_BLOCK_ROWS", 1)
         found = hardest_pairs(whole_batch(embeddings, torch.tensor(labels)))
     rows = embeddings.tolist()
     for a in range(len(labels)):
@@ -102,7 +103,8 @@ def test_negative_logsumexp_equals_dense_for_any_block_size(
     blocked, dense = (embeddings.clone().requires_grad_() for _ in range(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(distances.BLOCK_BYTES, "cpu", block_rows * len(labels) * 8)
-        value = negative_logsumexp(blocked, blocked, label, label, 0.7)
+        patch.setattr(distances, "MIN_BLOCK_ROWS", 1)
+        value = negative_logsumexp(JointBatch.alone(blocked, label), 0.7)
         has_negative = value > -torch.inf
         (value[has_negative] * weights[has_negative]).sum().backward()
     same = label[:, None] == label
@@ -117,5 +119,5 @@ def test_negative_logsumexp_equals_dense_for_any_block_size(
 def test_negative_logsumexp_gradient_is_finite_for_coinciding_negatives() -> None:
     embeddings = torch.zeros(4, 2, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 1])
-    negative_logsumexp(embeddings, embeddings, labels, labels, 1.0).sum().backward()
+    negative_logsumexp(JointBatch.alone(embeddings, labels), 1.0).sum().backward()
     assert torch.equal(embeddings.grad, torch.zeros(4, 2))
