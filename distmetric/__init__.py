@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distmetric import losses, samplers
+    from distmetric import losses, miners, samplers
     from distmetric.cluster.fit import fit
     from distmetric.config.training import load_config
     from distmetric.data.catalog import Catalog
@@ -27,11 +27,12 @@ __all__ = [
     "fit",
     "load_config",
     "losses",
+    "miners",
     "samplers",
 ]
 
 # Looked up at first use (PEP 562): importing the package must not start what only some of its parts need.
-_SUBMODULES = ("losses", "samplers")
+_SUBMODULES = ("losses", "miners", "samplers")
 _HOMES = {
     "Catalog": "distmetric.data.catalog",
     "DistributedLoss": "distmetric.distributed.loss",

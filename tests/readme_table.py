@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from distmetric.config.compose import compose, groups
 from distmetric.config.decode import leaves
-from distmetric.config.jobs import EmbedJob, EvaluateJob, IngestJob
+from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob
 from distmetric.config.schema import Config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -37,14 +37,17 @@ NEEDED = {
 }
 
 
+JOBS = {"ingest": IngestJob, "evaluate": EvaluateJob, "embed": EmbedJob, "benchmark": BenchmarkJob}
+
+
 def table() -> str:
     """The tables of jobs/train.py and of the other jobs, as Markdown."""
     lines = ["| setting of `jobs/train.py` | default | meaning |", "|---|---|---|"]
     lines += [row for name in dataclasses.fields(Config) for row in _section(name.name)]
-    for job, schema in (("ingest", IngestJob), ("evaluate", EvaluateJob), ("embed", EmbedJob)):
+    for job, schema in JOBS.items():
         values = compose(job, _needed(job))
         lines += ["", f"| setting of `jobs/{job}.py` | default | meaning |", "|---|---|---|"]
-        lines += [_row(key, _shown(value), doc) for key, value, doc in _leaves(schema, values, "")]
+        lines += [_job_row(key, value, doc) for key, value, doc in _leaves(schema, values, "")]
     return "\n".join(lines)
 
 
@@ -133,13 +136,32 @@ def _variant(schema: Any, name: str | None) -> type:
 def _leaves(schema: type, values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any, str]]:
     hints, docs = get_type_hints(schema), _field_docs(schema)
     for field in dataclasses.fields(schema):
-        value = values.get(field.name)
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _leaves(hints[field.name], value, f"{prefix}{field.name}.")
+        value, kind = values.get(field.name), hints[field.name]
+        key, doc = f"{prefix}{field.name}", docs.get(field.name, "")
+        origin, arguments = get_origin(kind), get_args(kind)
+        if dataclasses.is_dataclass(kind):
+            yield from _leaves(kind, value, f"{key}.")
+        elif arguments and all(map(dataclasses.is_dataclass, arguments)):
+            # Any of the choices of a group, inside one of them: its settings have their rows already.
+            yield key, value["name"], doc
+        elif origin is dict and dataclasses.is_dataclass(arguments[1]):
+            yield key, ", ".join(value), doc
+            yield from _leaves(arguments[1], _defaults_of(arguments[1]), f"{key}.NAME.")
         else:
-            choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
-            listed = f" One of {', '.join(map(str, choices))}." if len(choices) > 1 else ""
-            yield f"{prefix}{field.name}", value, docs.get(field.name, "") + listed
+            listed = (
+                f" One of {', '.join(map(str, arguments))}."
+                if origin is Literal and len(arguments) > 1
+                else ""
+            )
+            yield key, value, doc + listed
+
+
+def _defaults_of(schema: type) -> dict[str, Any]:
+    """What a field of a dataclass is where nothing is given; what must be given is a choice by name."""
+    return {
+        field.name: {"name": REQUIRED} if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(schema)
+    }
 
 
 @cache
@@ -177,6 +199,14 @@ def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"`{value:.4g}`"
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _job_row(key: str, value: Any, doc: str) -> str:
+    """A setting of a job, or one of the groups of jobs/train.py, whose settings are listed there."""
+    if key not in groups():
+        return _row(key, _shown(value), doc)
+    choices = _choices(key)
+    return f"| **`{key}=`** {_escaped(' | '.join(choices))} | `{choices[0]}` | {_escaped(doc)} |"
 
 
 def _row(key: str, default: str, doc: str) -> str:

@@ -14,6 +14,7 @@ from distmetric.config.schema import Config
 from distmetric.data.augment import AugmentSpec
 from distmetric.distributed.replica import Replica
 from distmetric.losses import TripletLossConfig
+from distmetric.miners import NoMinerConfig
 from distmetric.models.spec import ConvSpec
 from distmetric.samplers import PKSamplerConfig
 from distmetric.training.loop import TrainResult, train
@@ -30,6 +31,7 @@ def default_config() -> Config:
         augment=AugmentSpec(),
         model=ConvSpec(),
         loss=TripletLossConfig(),
+        miner=NoMinerConfig(),
         sampler=PKSamplerConfig(),
         optim=schema.AdamWConfig(),
         schedule=schema.ScheduleConfig(),

@@ -102,6 +102,9 @@ def _scalar(schema: Any, value: Any, key: str) -> Any:
 
 
 def _union(variants: tuple[Any, ...], value: Any, key: str) -> Any:
+    groups = [variant for variant in variants if dataclasses.is_dataclass(variant)]
+    if len(groups) == 1 and isinstance(value, Mapping):
+        return _decode(groups[0], value, key)  # so that its own messages come through
     if not all(dataclasses.is_dataclass(variant) for variant in variants):
         for variant in variants:
             try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from distmetric.config.schema import TrackingConfig
+
 
 @dataclass(kw_only=True, frozen=True)
 class IngestJob:
@@ -76,3 +78,54 @@ class EmbedJob:
     """Split of a catalog; null: all of it."""
     batch_size: int = 512
     """Images per forward pass."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class BenchmarkJob:
+    """jobs/benchmark.py: time and memory of our losses, beside pytorch-metric-learning's."""
+
+    suite: Literal["losses"] = "losses"
+    """What is measured."""
+    sizes: list[int] = field(default_factory=lambda: [1024, 8192])
+    """Batch sizes N, of all processes together."""
+    losses: list[str] | None = None
+    """Names of the losses; null for all."""
+    peers: bool = True
+    """Whether pytorch-metric-learning is measured too; it comes with `pip install 'distmetric[bench]'`."""
+    processes: list[int] = field(default_factory=lambda: [1, 2])
+    """Numbers of processes that share a batch. More than one are on the CPU (gloo), with one thread each, and are
+    compared with one process with one thread."""
+    steps: int = 5
+    """Least number of timed steps of a cell; short ones are repeated for a second."""
+    threads: int | None = None
+    """CPU threads of one process alone; null: one per core."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where one process alone computes; auto: on the GPU if there is one."""
+    memory_limit_gib: float | None = None
+    """Memory of a cell, above which it is given up; null: four fifths of what is free (on a GPU: all it has)."""
+    timeout_s: float = 900.0
+    """Seconds, start of the process included, after which a cell is given up."""
+    out: str = "outputs"
+    """Folder for the tables, as Markdown and as JSON, and for mlflow.db."""
+    tracking: TrackingConfig
+    """Where the results are logged too, as by `jobs/train.py`."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: If a batch cannot be made, or nothing would be measured.
+        """
+        if not self.sizes or not self.processes or self.losses == []:
+            raise ValueError("sizes, losses and processes must not be empty lists")
+        if min(self.processes) < 1 or self.steps < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError("processes, steps and threads must be at least 1")
+        if self.timeout_s <= 0 or (self.memory_limit_gib is not None and self.memory_limit_gib <= 0):
+            raise ValueError("timeout_s and memory_limit_gib must be above 0")
+        for size in self.sizes:
+            for processes in self.processes:
+                if size < 8 * processes or size % (4 * processes):
+                    raise ValueError(
+                        f"sizes={size} must be a multiple of {4 * processes} and at least {8 * processes}: "
+                        f"classes of four, shared by {processes} processes"
+                    )

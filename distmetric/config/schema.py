@@ -11,6 +11,7 @@ from typing import Literal
 
 from distmetric.data.augment import AugmentSpec
 from distmetric.losses.build import LossConfig
+from distmetric.miners.build import MinerConfig
 from distmetric.models.spec import AnySpec
 from distmetric.samplers.pk import PKSamplerConfig
 
@@ -205,6 +206,7 @@ class Config:
     augment: AugmentSpec
     model: AnySpec
     loss: LossConfig
+    miner: MinerConfig
     sampler: PKSamplerConfig
     optim: OptimConfig
     schedule: ScheduleConfig

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+from distmetric.config.attributes import check_attributes
 from distmetric.config.schema import Config
 from distmetric.errors import ConfigError
+from distmetric.losses.build import CrossBatchMemoryConfig, nested_losses
 
 
 def validate(config: Config) -> None:
@@ -62,14 +64,25 @@ def validate(config: Config) -> None:
             f"{sampler.samples_per_class} = {batch} rows cannot be divided among trainer.num_workers="
             f"{trainer.num_workers}: set sampler.classes_per_batch={nearest}"
         )
+    _check_memories(config, batch)
     known = {f"recall_at_{k}" for k in config.eval.ks} | {"map_at_r", "r_precision"}
     if config.checkpoint.best_metric not in known:
         raise ConfigError(
             f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured: "
             f"choose one of {', '.join(sorted(known))}"
         )
+    check_attributes(config)
     if config.data.name == "glyphs" and config.model.channels != 1:
         raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
+
+
+def _check_memories(config: Config, batch: int) -> None:
+    for key, loss in nested_losses(config.loss):
+        if isinstance(loss, CrossBatchMemoryConfig) and loss.memory_size < batch:
+            raise ConfigError(
+                f"{key}.memory_size={loss.memory_size} is too small for a batch of {batch} rows: "
+                f"set {key}.memory_size={batch} or more"
+            )
 
 
 def _nearest_divisible(classes: int, samples: int, workers: int) -> int:

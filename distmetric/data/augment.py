@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distmetric.errors import ConfigError
+from distmetric.functional.counter_random import hashes, uniform
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK = (1 << 64) - 1
 _PARAMETERS = (
     "rotation",
     "scale",
@@ -167,57 +166,6 @@ def augment(images: Tensor, spec: AugmentSpec, seed: int, step: int, ids: Tensor
     return pixels.clamp(0, 1)
 
 
-def uniform(seed: int, step: int, ids: Tensor, draws: int) -> Tensor:
-    """Random numbers that are a function of (seed, step, id, number of the draw) and of nothing else.
-
-    Args:
-        seed: Any integer.
-        step: Any integer.
-        ids: (B,) int64.
-        draws: Numbers wanted per id; the first ones do not change with it.
-
-    Returns:
-        (B, draws) float64 in [0, 1), multiples of 2^-53, bit-equal on every device.
-
-    Cost: one 64-bit hash each.
-
-    Source: the mixer of SplitMix64 (Steele, Lea and Flood 2014), a counter-based generator.
-    """
-    hashes = _hashes(seed, step, ids, draws)
-    return _shift_right(hashes, 11).double().mul_(2.0**-53)
-
-
-def _hashes(seed: int, step: int, ids: Tensor, count: int, first: int = 0) -> Tensor:
-    """(B, count) int64 hashes, for the draws from number `first` on."""
-    key = _mix_number(_mix_number(seed & _MASK) ^ _mix_number((step + _GOLDEN) & _MASK))
-    streams = _mix_(ids.mul(_signed(_GOLDEN)).add_(_signed(key)))
-    counters = torch.arange(first + 1, first + 1 + count, device=ids.device).mul_(_signed(_GOLDEN))
-    return _mix_(streams[:, None] + counters)
-
-
-def _mix_(z: Tensor) -> Tensor:
-    """SplitMix64's finalizer on int64, in place; multiplication wraps around."""
-    z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
-    z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(0x94D049BB133111EB))
-    return z.bitwise_xor_(_shift_right(z, 31))
-
-
-def _mix_number(z: int) -> int:
-    """The same for one unsigned number."""
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
-    return z ^ (z >> 31)
-
-
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: int64's own would copy the sign."""
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _signed(z: int) -> int:
-    return z - (1 << 64) if z >> 63 else z
-
-
 def _between(draw: Tensor, low: float, high: float) -> Tensor:
     return draw * (high - low) + low
 
@@ -352,10 +300,10 @@ def _add_noise(pixels: Tensor, strength: float, seed: int, step: int, ids: Tenso
     )  # hashes take 8 bytes each: never those of a large batch at once
     for start in range(0, len(pixels), rows):
         part, part_ids = pixels[start : start + rows], ids[start : start + rows]
-        hashes = _hashes(seed, step, part_ids, values, _FIRST_NOISE_DRAW)
-        total = hashes & 0xFFFF
+        numbers = hashes(seed, step, part_ids, values, _FIRST_NOISE_DRAW)
+        total = numbers & 0xFFFF
         for bits in (16, 32, 48):
-            total += (hashes >> bits).bitwise_and_(0xFFFF)
+            total += (numbers >> bits).bitwise_and_(0xFFFF)
         noise = total.float().sub_(131070).mul_(strength / deviation)
         noisy.append(part + noise.view(part.shape))
     return torch.cat(noisy) if noisy else pixels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, replica: Replica, sizes: Sequence[int]) -> Tensor:
         ctx.replica, ctx.sizes = replica, sizes
-        if replica.world_size == 1:
-            return rows.view_as(rows)
         # Collectives want equal shapes: shorter ranks are padded, and the padding is dropped on arrival.
         longest = max(sizes)
         gathered = rows.new_empty(longest * len(sizes), *rows.shape[1:])
@@ -34,8 +32,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         replica, sizes = ctx.replica, ctx.sizes
-        if replica.world_size == 1:
-            return grad, None, None
         longest = max(sizes)
         if min(sizes) != longest:
             grad = torch.cat([_padded(part, longest) for part in torch.split(grad, list(sizes))])
@@ -78,12 +74,20 @@ def gather(rows: Tensor, replica: Replica, sizes: Sequence[int] | None = None) -
         sizes = gather_sizes(len(rows), replica, rows.device)
     if len(sizes) != replica.world_size or sizes[replica.rank] != len(rows):
         raise ValueError(f"sizes {list(sizes)} do not fit rank {replica.rank} with {len(rows)} rows")
+    if replica.world_size == 1:
+        return rows
     result: Tensor = _Gather.apply(rows, replica, tuple(sizes))  # type: ignore[no-untyped-call]
     return result
 
 
 def gather_batch(
-    embeddings: Tensor, labels: Tensor, replica: Replica, sizes: Sequence[int] | None = None
+    embeddings: Tensor,
+    labels: Tensor,
+    replica: Replica,
+    sizes: Sequence[int] | None = None,
+    ids: Tensor | None = None,
+    logits: Mapping[str, Tensor] | None = None,
+    attributes: Mapping[str, Tensor] | None = None,
 ) -> JointBatch:
     """The joint batch of all ranks, seen from this one: own anchors, everybody's columns.
 
@@ -92,19 +96,44 @@ def gather_batch(
         labels: (B_r,) their int64 labels.
         replica: Who this rank is.
         sizes: Rows of every rank where known.
+        ids: (B_r,) int64 catalog ids where known; on all ranks or on none, as are the attributes.
+        logits: Name of an attribute -> (B_r, V) predicted logits.
+        attributes: Name of an attribute -> (B_r,) int64 true values.
 
     Returns:
-        The batch, with columns in rank order.
+        The batch, with columns in rank order. Cost: one collective for the embeddings, which carries their gradient
+        back, one for all whole numbers, and one for all logits, if any, whose copies on other ranks have no gradient.
     """
     if sizes is None:
         sizes = gather_sizes(len(labels), replica, labels.device)
     known = tuple(sizes)
     offset = sum(known[: replica.rank])
+    logits, attributes = logits or {}, attributes or {}
+    numbers = [labels, *attributes.values(), *([] if ids is None else [ids])]
+    column_labels, *others = _gather_joined(numbers, replica, known)
+    column_logits = _gather_joined([part.detach() for part in logits.values()], replica, known)
     return JointBatch(
         anchors=embeddings,
         labels=labels,
         columns=gather(embeddings, replica, known),
-        column_labels=gather(labels, replica, known),
+        column_labels=column_labels,
         anchor_index=torch.arange(offset, offset + len(labels), device=labels.device),
         gather_rows=lambda rows: gather(rows, replica, known),
+        rank=replica.rank,
+        world_size=replica.world_size,
+        ids=ids,
+        column_ids=None if ids is None else others[-1],
+        logits=logits,
+        column_logits=dict(zip(logits, column_logits, strict=True)),
+        attributes=attributes,
+        column_attributes=dict(zip(attributes, others, strict=False)),
     )
+
+
+def _gather_joined(parts: list[Tensor], replica: Replica, sizes: tuple[int, ...]) -> list[Tensor]:
+    """Several tensors (B_r,) or (B_r, S) of one type, each gathered, by one collective."""
+    if replica.world_size == 1 or not parts:
+        return parts
+    joined = gather(torch.column_stack(parts), replica, sizes)
+    columns = torch.split(joined, [1 if part.ndim == 1 else part.shape[1] for part in parts], 1)
+    return [column.reshape(-1, *part.shape[1:]) for part, column in zip(parts, columns, strict=True)]

@@ -93,6 +93,7 @@ class SortedPairs:
     """
 
     def __init__(self, batch: JointBatch, distance: Distance) -> None:
+        self._batch = batch
         self.distance: Distance = distance
         sorted_labels, self.order = torch.sort(batch.column_labels, stable=True)
         self.anchor_order = torch.argsort(batch.labels, stable=True)
@@ -182,7 +183,9 @@ class SortedPairs:
         near = (squares < self._refine_below).nonzero()
         if len(near) <= REFINE_AT_MOST * len(squares):
             anchor, column = near.unbind(1)
-            difference = self.anchors[place][anchor] - self.columns[column]
+            # Of the embeddings as they came: their difference is exact, while moving the origin has rounded.
+            rows, columns = self.anchor_order[place][anchor], self.order[column]
+            difference = self._batch.anchors.detach()[rows] - self._batch.columns.detach()[columns]
             squares[anchor, column] = difference.square().sum(1)
         squares.clamp_min_(0.0)
 

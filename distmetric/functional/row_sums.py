@@ -57,7 +57,8 @@ def sum_rows(batch: JointBatch, distance: Distance, row_function: RowFunction) -
         row_function: f with its derivative.
 
     Returns:
-        The sum, and how many terms it has. Cost: 3 B N D (1 without gradient); memory O((B + N) D) and three blocks.
+        The sum, and how many terms it has. Cost: 3 B N D (2 if columns are constants, 1 without gradient); memory
+        O((B + N) D) and three blocks.
     """
     wanted = torch.is_grad_enabled() and (batch.anchors.requires_grad or batch.columns.requires_grad)
     total, num_terms, num_active = _SumRows.apply(  # type: ignore[no-untyped-call]
@@ -75,7 +76,8 @@ def row_values(batch: JointBatch, distance: Distance, row_function: RowFunction)
         row_function: f with its derivative.
 
     Returns:
-        (B,) values. Cost: 1 B N D forward, 3 backward; memory O((B + N) D) and three blocks.
+        (B,) values. Cost: 1 B N D forward, 3 backward (2 if columns are constants); memory O((B + N) D) and three
+        blocks.
     """
     result: Tensor = _RowValues.apply(  # type: ignore[no-untyped-call]
         batch.anchors, batch.columns, batch, distance, row_function
@@ -95,7 +97,7 @@ class _SumRows(torch.autograd.Function):
         wanted: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = SortedPairs(batch, distance)
-        chain = _Chain(pairs) if wanted else None
+        chain = _Chain(pairs, ctx.needs_input_grad[1]) if wanted else None
         sums = torch.zeros(3, dtype=torch.float64, device=columns.device)
         for block in pairs.blocks(with_gradient=wanted):
             row = row_function(block)
@@ -112,7 +114,7 @@ class _SumRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         to_anchors, to_columns = ctx.saved_tensors
-        return to_anchors * grad, to_columns * grad, None, None, None, None
+        return to_anchors * grad, None if to_columns is None else to_columns * grad, None, None, None, None
 
 
 class _RowValues(torch.autograd.Function):
@@ -134,7 +136,7 @@ class _RowValues(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        chain = _Chain(ctx.pairs)
+        chain = _Chain(ctx.pairs, ctx.needs_input_grad[1])
         for block in ctx.pairs.blocks(with_gradient=True):
             ctx.row_function(block)
             chain.add(block, grad[block.rows])
@@ -144,10 +146,10 @@ class _RowValues(torch.autograd.Function):
 class _Chain:
     """From derivatives by distances to gradients of anchors and columns."""
 
-    def __init__(self, pairs: SortedPairs) -> None:
+    def __init__(self, pairs: SortedPairs, needs_columns: bool) -> None:
         self._pairs = pairs
         self._to_anchors = torch.empty_like(pairs.anchors)
-        self._to_columns = torch.zeros_like(pairs.columns)
+        self._to_columns = torch.zeros_like(pairs.columns) if needs_columns else None
         self._column_weights = pairs.columns.new_zeros(len(pairs.columns))
 
     def add(self, block: PairBlock, row_weights: Tensor | None) -> None:
@@ -164,18 +166,23 @@ class _Chain:
             elif pairs.distance == "squared_euclidean":
                 weights.mul_(2.0)
             torch.mm(weights, pairs.columns, out=to_anchors)
-            self._to_columns.addmm_(weights.T, anchors, alpha=-1)
             if pairs.is_euclidean:
                 to_anchors.sub_(anchors * weights.sum(1, keepdim=True))
-                self._column_weights += weights.sum(0)
             to_anchors.neg_()
+            if self._to_columns is not None:
+                self._to_columns.addmm_(weights.T, anchors, alpha=-1)
+                if pairs.is_euclidean:
+                    self._column_weights += weights.sum(0)
 
-    def gradients(self) -> tuple[Tensor, Tensor]:
-        """Gradients of the anchors and of the columns, in the caller's order."""
+    def gradients(self) -> tuple[Tensor, Tensor | None]:
+        """Gradients of the anchors and, where they need one, of the columns, in the caller's order."""
         pairs = self._pairs
+        to_anchors = torch.empty_like(self._to_anchors)
+        to_anchors[pairs.anchor_order] = self._to_anchors
+        if self._to_columns is None:
+            return to_anchors, None
         if pairs.is_euclidean:
             self._to_columns.addcmul_(pairs.columns, self._column_weights[:, None])
-        to_anchors, to_columns = torch.empty_like(self._to_anchors), torch.empty_like(self._to_columns)
-        to_anchors[pairs.anchor_order] = self._to_anchors
+        to_columns = torch.empty_like(self._to_columns)
         to_columns[pairs.order] = self._to_columns
         return to_anchors, to_columns

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distmetric.functional.distances import Distance
+from distmetric.functional.index_lists import collected
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock, SortedPairs
 from distmetric.functional.row_sums import Row, RowFunction
-
 
 # From so many positives on, ranking the negatives once is faster than a pass over them for every positive.
 _RANK_FROM = 24
@@ -119,23 +119,22 @@ def nearest_beyond(batch: JointBatch, distance: Distance) -> tuple[Tensor, Tenso
         (T,) int64 anchors, positives and negatives, one triplet for every positive pair of an anchor that has a
         negative. Cost: B N D multiplications and B K N comparisons.
     """
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block in SortedPairs(batch, distance).blocks():
-        band = block.distances[:, block.band].clone()
-        farthest = block.fill_same_(block.distances, -torch.inf).argmax(1)
-        block.fill_same_(block.distances, torch.inf)
-        for place, is_positive in each_positive(block):
-            beyond = block.scratch.copy_(block.distances)
-            beyond.masked_fill_(beyond <= band.gather(1, place), torch.inf)
-            distances, nearest = beyond.min(1)
-            negative = torch.where(distances < torch.inf, nearest, farthest)
-            valid = is_positive[:, 0] & (block.num_negatives > 0)
-            positive = block.columns[place[:, 0] + block.band.start]
-            found.append((block.rows[valid], positive[valid], block.columns[negative[valid]]))
-    empty = torch.empty(0, dtype=torch.int64, device=batch.labels.device)
-    anchors, positives, negatives = (
-        (torch.cat(part) for part in zip(*found, strict=True)) if found else (empty,) * 3
-    )
+
+    def parts() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for block in SortedPairs(batch, distance).blocks():
+            band = block.distances[:, block.band].clone()
+            farthest = block.fill_same_(block.distances, -torch.inf).argmax(1)
+            block.fill_same_(block.distances, torch.inf)
+            for place, is_positive in each_positive(block):
+                beyond = block.scratch.copy_(block.distances)
+                beyond.masked_fill_(beyond <= band.gather(1, place), torch.inf)
+                distances, nearest = beyond.min(1)
+                negative = torch.where(distances < torch.inf, nearest, farthest)
+                valid = is_positive[:, 0] & (block.num_negatives > 0)
+                positive = block.columns[place[:, 0] + block.band.start]
+                yield block.rows[valid], positive[valid], block.columns[negative[valid]]
+
+    anchors, positives, negatives = collected(parts(), 3, batch.labels)
     return anchors, positives, negatives
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from distmetric.functional.distances import Distance
+from distmetric.functional.distinct_pairs import distinct_pairs
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.pair_blocks import PairBlock
@@ -90,13 +91,14 @@ class GeneralizedLiftedStructureLoss(MetricLoss):
     def _listed(self, batch: JointBatch) -> RowSums:
         chosen, size = batch.tuples, len(batch.labels)
         assert chosen is not None
-        near = listed_distances(batch, chosen.anchors_of_positives, chosen.positives, self.distance)
-        far = listed_distances(batch, chosen.anchors_of_negatives, chosen.negatives, self.distance)
-        valid = (segment_counts(chosen.anchors_of_positives, size) > 0) & (
-            segment_counts(chosen.anchors_of_negatives, size) > 0
-        )
-        lifted = segment_logsumexp(near - self.pos_margin, chosen.anchors_of_positives, size) + (
-            segment_logsumexp(self.neg_margin - far, chosen.anchors_of_negatives, size)
+        num_columns = len(batch.column_labels)
+        anchors, positives = distinct_pairs(chosen.anchors_of_positives, chosen.positives, num_columns)
+        others, negatives = distinct_pairs(chosen.anchors_of_negatives, chosen.negatives, num_columns)
+        near = listed_distances(batch, anchors, positives, self.distance)
+        far = listed_distances(batch, others, negatives, self.distance)
+        valid = (segment_counts(anchors, size) > 0) & (segment_counts(others, size) > 0)
+        lifted = segment_logsumexp(near - self.pos_margin, anchors, size) + (
+            segment_logsumexp(self.neg_margin - far, others, size)
         )
         values = F.relu(lifted[valid])
         return RowSums(values.sum(), valid.sum(), (values.detach() > 0).sum())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import nn
 
@@ -25,13 +27,19 @@ from distmetric.models.spec import (
 )
 
 
-def build_embedder(spec: AnySpec, seed: int, replica: Replica | None = None) -> Embedder:
+def build_embedder(
+    spec: AnySpec,
+    seed: int,
+    replica: Replica | None = None,
+    attribute_values: Mapping[str, Sequence[str]] | None = None,
+) -> Embedder:
     """Build the model that a spec describes, on the CPU, with weights that depend on the seed alone.
 
     Args:
         spec: What to build.
         seed: Seed of the initial weights. The global generator is left as it was.
         replica: The ranks that norm "sync_batch" normalizes over; None for the default process group.
+        attribute_values: Name -> values of the attributes, at least of those that the spec names.
 
     Returns:
         The model in training mode, equal on all ranks that pass the same seed.
@@ -46,7 +54,7 @@ def build_embedder(spec: AnySpec, seed: int, replica: Replica | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators too, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        embedder = _embedder(spec, _trunk(spec))
+        embedder = _embedder(spec, _trunk(spec), _chosen_values(spec, attribute_values or {}))
     # The head's norm always sees the joint batch: ranks that standardized alone would not share one space.
     everything = spec.norm == "sync_batch"
     convert_sync_batchnorm(embedder if everything else embedder.head, replica or Replica.current())
@@ -92,7 +100,19 @@ def _local_norm(spec: ConvSpec | ResNetSpec) -> Norm:
     return "group" if spec.norm == "group" else "batch"
 
 
-def _embedder(spec: EmbedderSpec, trunk: nn.Module) -> Embedder:
+def _chosen_values(spec: EmbedderSpec, known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    for name in spec.attributes:
+        if name not in known:
+            raise ConfigError(
+                f"model.attributes names {name!r}, whose values are not known: "
+                f"choose among {', '.join(known) or 'none'}, or give its values"
+            )
+    return {name: known[name] for name in spec.attributes}
+
+
+def _embedder(
+    spec: EmbedderSpec, trunk: nn.Module, attribute_values: Mapping[str, Sequence[str]]
+) -> Embedder:
     mean, std = _standardization(spec, getattr(trunk, "preprocessing", None))
     return Embedder(
         trunk,
@@ -103,6 +123,8 @@ def _embedder(spec: EmbedderSpec, trunk: nn.Module) -> Embedder:
         mean,
         std,
         image_shape=(max(spec.channels, len(mean)), spec.image_size, spec.image_size),
+        attribute_values=attribute_values,
+        attributes_detached=spec.attributes_detached,
     )
 
 

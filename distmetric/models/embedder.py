@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from distmetric.errors import ConfigError, InputError
+from distmetric.functional.distances import at_least_float32, unit_length
 from distmetric.models.pooling import pooling_layer
 from distmetric.models.probe import dry_run
 from distmetric.models.spec import Head, Pooling
 
 
 class Embedder(nn.Module):
-    """Images in, embeddings out.
+    """Images in, embeddings out, and logits of attributes where it has heads for them.
 
     e = unit(head(pool(trunk((images - mean) / std))))
 
@@ -31,9 +32,13 @@ class Embedder(nn.Module):
         image_std: Standard deviation per channel, equally long.
         image_shape: (C, H, W) of the trunk's input, to check images against and for a dry run. Needed where
             the number of pooled features is unknown: with "flatten", or a trunk without `num_features`.
+        attribute_values: Name of an attribute to predict -> its V values, in the order of their logits. Each gets a
+            linear map of the pooled features.
+        attributes_detached: Whether logits pass no gradient to the trunk.
 
     Attributes:
         embedding_dim: Length D of an embedding.
+        attribute_values: As given.
 
     Raises:
         ConfigError: Head "none" with another D, or means and deviations that do not fit together.
@@ -54,6 +59,8 @@ class Embedder(nn.Module):
         image_mean: Sequence[float] = (0.5,),
         image_std: Sequence[float] = (0.5,),
         image_shape: tuple[int, int, int] | None = None,
+        attribute_values: Mapping[str, Sequence[str]] | None = None,
+        attributes_detached: bool = True,
     ) -> None:
         super().__init__()
         if len(image_mean) != len(image_std) or not image_mean or min(image_std) <= 0:
@@ -71,24 +78,42 @@ class Embedder(nn.Module):
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1).repeat(repeats, 1, 1))
         channels, pooled = self._widths(pooling, image_shape)
         self.head = _head(head, pooled, channels, embedding_dim)
+        self.attribute_values = {name: list(values) for name, values in (attribute_values or {}).items()}
+        self.attributes_detached = attributes_detached
+        # The maps of all attributes as one, whose outputs are split.
+        total = sum(map(len, self.attribute_values.values()))
+        self.attribute_head = nn.Linear(pooled, total) if total else None
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images.
+    def forward(
+        self, images: Tensor, with_attributes: bool = False
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Embed images and, where asked, predict their attributes.
 
         Args:
             images: (B, C, H, W), floating point in [0, 1] or uint8. A single gray channel is repeated where
                 the model takes three.
+            with_attributes: Whether to return logits, too.
 
         Returns:
-            Embeddings (B, D): float64 for a float64 model, else float32, under autocast too.
+            Embeddings (B, D); if asked also a dict of each attribute's name -> logits (B, V) of its values. float64 for
+            a float64 model, else float32, under autocast too.
 
         Raises:
             InputError: The images have another layout or number type.
         """
-        embeddings: Tensor = self.head(self._pool(self.trunk(self._standardize(images))))
-        if embeddings.dtype in (torch.float16, torch.bfloat16):
-            embeddings = embeddings.float()
-        return unit_length(embeddings) if self.normalize else embeddings
+        features = self._pool(self.trunk(self._standardize(images)))
+        embeddings = at_least_float32(self.head(features))
+        if self.normalize:
+            embeddings = unit_length(embeddings)
+        return (embeddings, self._attributes(features)) if with_attributes else embeddings
+
+    def _attributes(self, features: Tensor) -> dict[str, Tensor]:
+        if self.attribute_head is None:
+            return {}
+        seen = features.detach() if self.attributes_detached else features
+        widths = [len(values) for values in self.attribute_values.values()]
+        logits = torch.split(at_least_float32(self.attribute_head(seen)), widths, 1)
+        return dict(zip(self.attribute_values, logits, strict=True))
 
     def _standardize(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or (self.channels and images.shape[1] not in (1, self.channels)):
@@ -121,15 +146,6 @@ class Embedder(nn.Module):
             # The exponent of an idle GeM would get no gradient, which DistributedDataParallel does not take.
             self.pooling = nn.Identity()
         return features.shape[1], self._pool(features).shape[1]
-
-
-def unit_length(embeddings: Tensor) -> Tensor:
-    """Scale rows (B, D) to length one in their own dtype; rows of zeros stay zeros and pass no gradient."""
-    with torch.autocast(embeddings.device.type, enabled=False):
-        norms = embeddings.norm(dim=1, keepdim=True)
-        # Dividing by max(norm, eps) instead would give a zero row a gradient of 1/eps.
-        alive = norms > 1e-12
-        return torch.where(alive, embeddings / torch.where(alive, norms, 1), 0)
 
 
 def _head(head: Head, pooled: int, channels: int, embedding_dim: int) -> nn.Module:

@@ -31,6 +31,10 @@ class EmbedderSpec:
     """Mean per channel to subtract from images in [0, 1]; null takes the trunk's own, else 0.5."""
     image_std: list[float] | None = None
     """Standard deviation per channel to divide by; null takes the trunk's own, else 0.5."""
+    attributes: list[str] = field(default_factory=list)
+    """Attributes of the catalog that the model predicts beside the embedding, for losses that look at them."""
+    attributes_detached: bool = True
+    """Whether attributes are read off the pooled features without training the trunk."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distmetric.data.attributes import attribute_targets
 from distmetric.data.catalog import Catalog
 from distmetric.data.decode import ImageStore
 from distmetric.distributed.replica import Replica
@@ -24,13 +26,20 @@ class Batch:
         images: (B, C, H, W) uint8, as stored.
         labels: (B,) int64 training labels, 0 <= label < number of training classes.
         ids: (B,) int64 catalog ids, the key of each image's augmentation.
+        attributes: Name of an attribute -> (B,) int64 number of its value, -1 where unknown.
         sizes: Slice sizes of all ranks.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    attributes: dict[str, Tensor]
     sizes: list[int]
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with all tensors passed through `move`."""
+        attributes = {name: move(values) for name, values in self.attributes.items()}
+        return Batch(move(self.images), move(self.labels), move(self.ids), attributes, self.sizes)
 
 
 class BatchLoader:
@@ -43,6 +52,7 @@ class BatchLoader:
         train_rows: (M,) catalog rows of the training split; their labels are numbered 0 .. C-1 for the loss.
         replica: Whose slice is loaded.
         device: Where to.
+        attribute_values: Name -> values of the attributes to load.
     """
 
     def __init__(
@@ -53,12 +63,14 @@ class BatchLoader:
         train_rows: np.ndarray[tuple[int], np.dtype[np.int64]],
         replica: Replica,
         device: torch.device,
+        attribute_values: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._sampler, self._catalog, self._images = sampler, catalog, images
         self._replica, self._device = replica, device
         self._training_label = np.full(int(catalog.labels.max()) + 1, -1, dtype=np.int64)
         classes = np.unique(catalog.labels[train_rows])
         self._training_label[classes] = np.arange(len(classes))
+        self._attributes = attribute_targets(catalog, attribute_values or {})
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch-loader")
         self._ahead: dict[int, Future[Batch]] = {}
 
@@ -66,13 +78,7 @@ class BatchLoader:
         """The slice of a step; the next step's is begun at once."""
         batch = self._ahead.pop(step, None) or self._thread.submit(self._load, step)
         self._ahead = {step + 1: self._thread.submit(self._load, step + 1)}
-        loaded = batch.result()
-        return Batch(
-            loaded.images.to(self._device, non_blocking=True),
-            loaded.labels.to(self._device, non_blocking=True),
-            loaded.ids.to(self._device, non_blocking=True),
-            loaded.sizes,
-        )
+        return batch.result().moved(lambda tensor: tensor.to(self._device, non_blocking=True))
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -81,9 +87,11 @@ class BatchLoader:
     def _load(self, step: int) -> Batch:
         plan = self._sampler.batch(step)
         rows = rank_slice(plan, self._replica.rank, self._replica.world_size)
-        images = self._images.images(rows)
-        labels = torch.from_numpy(self._training_label[self._catalog.labels[rows]])
-        ids = torch.from_numpy(self._catalog.ids[rows])
-        if self._device.type == "cuda":
-            images, labels, ids = images.pin_memory(), labels.pin_memory(), ids.pin_memory()
-        return Batch(images, labels, ids, slice_sizes(len(plan), self._replica.world_size))
+        loaded = Batch(
+            self._images.images(rows),
+            torch.from_numpy(self._training_label[self._catalog.labels[rows]]),
+            torch.from_numpy(self._catalog.ids[rows]),
+            {name: torch.from_numpy(targets[rows]) for name, targets in self._attributes.items()},
+            slice_sizes(len(plan), self._replica.world_size),
+        )
+        return loaded.moved(Tensor.pin_memory) if self._device.type == "cuda" else loaded

@@ -55,7 +55,7 @@ class Checkpoint:
     Args:
         location: Its folder, as a path or URI.
         meta: What `meta.json` says: format, step, metrics (of the evaluation at that step, or None), config,
-            data fingerprint, version.
+            data fingerprint, values of the attributes that the model predicts, version.
     """
 
     location: str

@@ -26,8 +26,8 @@ def train(worker: Worker) -> TrainResult:
     """Train from where the worker stands to the last step, evaluating and saving on the way.
 
     Ranks talk in five places of a step: the moments of norms over the joint batch (the head's, and all with
-    norm=sync_batch), the gather of embeddings (backward: reduce-scatter), three numbers of the loss, DDP's mean of
-    gradients, and, every `log_every` steps, the measurements. Only rank 0 writes.
+    norm=sync_batch), the gather of embeddings (backward: reduce-scatter) and of what is known of them, a few numbers of
+    the loss, DDP's mean of gradients, and, every `log_every` steps, the measurements. Only rank 0 writes.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.model.train()
@@ -36,10 +36,13 @@ def train(worker: Worker) -> TrainResult:
             batch = worker.batches.get(step)
             images = augment(batch.images, config.augment, config.seed, step, batch.ids).to(worker.dtype)
         with clock("forward"), worker.autocast():
-            embeddings = worker.model(images)
+            embeddings, logits = worker.model(images, with_attributes=True)
         with clock("gather"):
-            joint = gather_batch(embeddings, batch.labels, worker.replica, batch.sizes)
+            joint = gather_batch(
+                embeddings, batch.labels, worker.replica, batch.sizes, batch.ids, logits, batch.attributes
+            )
         with clock("loss"):
+            worker.criterion.set_step(step)
             loss, active = worker.criterion.joint(joint)
         with clock("backward"):
             worker.optimizer.zero_grad(set_to_none=True)
@@ -51,7 +54,9 @@ def train(worker: Worker) -> TrainResult:
             norm = clip_gradients(worker.trained_parameters, config.optim.clip_norm)
             worker.optimizer.step()
         rate = config.optim.lr * factor
-        worker.monitor.observe(step, joint, loss, active, norm, rate, clock.close_step())
+        worker.monitor.observe(
+            step, joint, loss, active, norm, rate, clock.close_step(), worker.criterion.metrics()
+        )
         worker.after_step(step + 1)
     best = worker.finish()
     return TrainResult(best.location, worker.step, time.monotonic() - started, dict(best.metrics))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -92,6 +93,7 @@ class Monitor:
     def __init__(self, replica: Replica, batch_size: int) -> None:
         self._replica, self._batch_size = replica, batch_size
         self._rows: list[tuple[int, float, Tensor, StepTimes]] = []
+        self._loss_metrics: tuple[str, ...] = ()
         self._clock = time.perf_counter()
 
     def observe(
@@ -103,10 +105,21 @@ class Monitor:
         gradient_norm: Tensor,
         learning_rate: float,
         times: StepTimes,
+        loss_metrics: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Note a step; nothing is read back from the device."""
-        head = torch.stack([value.detach().to(loss.dtype) for value in (loss, active, gradient_norm)])
-        row = torch.cat([head, batch_statistics(batch).to(loss.dtype)])
+        """Note a step; nothing is read back from the device.
+
+        `loss_metrics` is what the loss tells of itself (`MetricLoss.metrics`), under the same names at every step.
+        """
+        extra = {} if loss_metrics is None else loss_metrics
+        self._loss_metrics = tuple(extra)
+        head, tail = (
+            [value.detach().to(loss) for value in values]
+            for values in ((loss, active, gradient_norm), extra.values())
+        )
+        row = torch.cat(
+            [torch.stack(head), batch_statistics(batch).to(loss.dtype), *(value[None] for value in tail)]
+        )
         self._rows.append((step, learning_rate, row, times))
 
     def flush(self) -> list[tuple[int, dict[str, float]]]:
@@ -126,7 +139,7 @@ class Monitor:
         flushed = []
         for (step, learning_rate, _, _), values in zip(self._rows, joint.tolist(), strict=True):
             _check_finite(step, learning_rate, *values[:3:2])
-            flushed.append((step, _named(values, learning_rate, speed)))
+            flushed.append((step, self._named(values, learning_rate, speed)))
         self._rows = []
         return flushed
 
@@ -138,13 +151,12 @@ class Monitor:
         total, count = self._replica.sum_(sums).unbind()
         return total / count
 
-
-def _named(values: list[float], learning_rate: float, speed: float) -> dict[str, float]:
-    names = ("loss", "active_fraction", "gradient_norm", *_NAMES)
-    metrics = {f"train/{name}": value for name, value in zip(names, values, strict=False)}
-    metrics |= {f"time/{phase}": value for phase, value in zip(PHASES, values[len(names) :], strict=True)}
-    metrics |= {"train/learning_rate": learning_rate, "train/samples_per_second": speed}
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+    def _named(self, values: list[float], learning_rate: float, speed: float) -> dict[str, float]:
+        names = ("loss", "active_fraction", "gradient_norm", *_NAMES, *self._loss_metrics)
+        metrics = {f"train/{name}": value for name, value in zip(names, values, strict=False)}
+        metrics |= {f"time/{phase}": value for phase, value in zip(PHASES, values[len(names) :], strict=True)}
+        metrics |= {"train/learning_rate": learning_rate, "train/samples_per_second": speed}
+        return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _check_finite(step: int, learning_rate: float, loss: float, gradient_norm: float) -> None:

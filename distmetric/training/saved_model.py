@@ -39,6 +39,7 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
 def load_embedder(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Embedder, Config]:
     """Build the checkpoint's embedder with its weights, in evaluation mode, and the configuration it came from."""
     config = decode(Config, checkpoint.meta["config"])
-    embedder = build_embedder(config.model, seed=config.seed)
+    values = checkpoint.meta.get("attribute_values", {})  # older checkpoints have none
+    embedder = build_embedder(config.model, seed=config.seed, attribute_values=values)
     load_model(embedder, checkpoint)
     return embedder.eval().to(device), config

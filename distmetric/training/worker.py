@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from distmetric import __version__
+from distmetric.config.attributes import attribute_names
 from distmetric.config.schema import DEFAULT_CACHE, Config, DataConfig, GlyphsDataConfig
+from distmetric.data.attributes import attribute_values
 from distmetric.data.catalog import Catalog
 from distmetric.data.decode import ImageStore
 from distmetric.data.glyphs import glyph_catalog
@@ -19,7 +21,9 @@ from distmetric.distributed.loss import DistributedLoss
 from distmetric.distributed.parallel import average_buffers, parallel
 from distmetric.distributed.replica import Replica
 from distmetric.errors import InputError, ResourceError, UserError
-from distmetric.losses.build import build_loss
+from distmetric.losses.build import LossContext, build_loss
+from distmetric.miners.base import Miner
+from distmetric.miners.build import build_miner
 from distmetric.models.build import build_embedder
 from distmetric.progress import Progress
 from distmetric.samplers.pk import PKSampler
@@ -60,6 +64,15 @@ def build_sampler(config: Config, catalog: Catalog) -> PKSampler:
     )
 
 
+def known_attributes(config: Config, catalog: Catalog) -> dict[str, list[str]]:
+    """The attributes that the run needs, each with the values that it takes in the training split.
+
+    Raises:
+        InputError: If the catalog has no such attribute, or no values of it.
+    """
+    return attribute_values(catalog, catalog.rows(config.data.train_split), attribute_names(config))
+
+
 def best_store(config: Config, run_dir: str) -> CheckpointStore:
     """The checkpoints of the run in `run_dir`."""
     kept = config.checkpoint
@@ -88,11 +101,17 @@ class Worker:
         self.test_rows = self.catalog.rows(config.data.test_split)
         self.images = self._image_store()
         self.sampler = build_sampler(config, self.catalog)
-        self.batches = BatchLoader(self.sampler, self.catalog, self.images, self.train_rows, replica, device)
+        self.attribute_values = known_attributes(config, self.catalog)
+        self.batches = BatchLoader(
+            self.sampler, self.catalog, self.images, self.train_rows, replica, device, self.attribute_values
+        )
         # what is learned, and how
-        self.embedder = build_embedder(config.model, config.seed, replica).to(device, self.dtype)
+        self.embedder = build_embedder(config.model, config.seed, replica, self.attribute_values)
+        self.embedder.to(device, self.dtype)
         self.model = parallel(self.embedder, replica, device)
-        self.criterion = DistributedLoss(build_loss(config.loss), replica).to(device, self.dtype)
+        miner = build_miner(config.miner, config.seed)
+        self.criterion = DistributedLoss(build_loss(config.loss, self._loss_context(miner)), replica, miner)
+        self.criterion.to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
         self.trained_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # what watches and keeps
@@ -196,6 +215,7 @@ class Worker:
                 "metrics": metrics,
                 "config": config_dict(self.config),
                 "fingerprint": self.catalog.fingerprint,
+                "attribute_values": self.embedder.attribute_values,
             },
         )
 
@@ -214,6 +234,11 @@ class Worker:
                 f"the data has changed since {checkpoint.location} was written: "
                 "resume with the same catalog, or start a new run"
             )
+        if checkpoint.meta.get("attribute_values", {}) != self.embedder.attribute_values:
+            raise InputError(
+                f"the attribute values of the data have changed since {checkpoint.location} was written: "
+                "resume with the same catalog, or start a new run"
+            )
         load_model(self.embedder, checkpoint)
         training = checkpoint.tensors("training")
         self.criterion.load_state_dict(training["loss"])
@@ -221,6 +246,10 @@ class Worker:
         self.sampler.load_state_dict(training["sampler"])
         self.step = step
         self.progress.start_at(step)
+
+    def _loss_context(self, miner: Miner | None) -> LossContext:
+        counts = np.unique(self.catalog.labels[self.train_rows], return_counts=True)[1]
+        return LossContext(counts.tolist(), self.config.model.embedding_dim, self.config.seed, miner)
 
     def _image_store(self) -> ImageStore:
         model, data = self.config.model, self.config.data
@@ -238,4 +267,4 @@ def held_rows(*splits: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.unique(np.concatenate(splits))
 
 
-__all__ = ["Worker", "best_store", "build_sampler", "held_rows", "open_data"]
+__all__ = ["Worker", "best_store", "build_sampler", "held_rows", "known_attributes", "open_data"]

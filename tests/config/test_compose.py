@@ -18,7 +18,8 @@ from distmetric.config.training import load_config
 from distmetric.errors import ConfigError
 
 EMBED = ["checkpoint=a", "source=b", "out=c"]
-LOSSES = "lifted_structure, triplet, triplet_hard_margin"
+ROOT = Path(__file__).parents[2]
+LOSSES = ", ".join(sorted(path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")))
 
 
 def message_of(config_name: str, *overrides: str) -> str:

@@ -244,3 +244,39 @@ def test_a_letter_too_many_is_found(key: str, data: st.DataObject) -> None:
     typo = f"{section}{dot}{leaf[:at]}q{leaf[at:]}"
     message = refused(with_value(typo, 1), c.Config)
     assert message.startswith(f"{typo} is not a setting: did you mean {section}{dot}")
+
+
+@dataclass(kw_only=True, frozen=True)
+class Ramp:
+    """A number that changes."""
+
+    start: float
+    end: float = 0.0
+
+
+@dataclass(kw_only=True, frozen=True)
+class Knob:
+    """A number or a group of settings."""
+
+    level: float | Ramp = 1.0
+
+
+def test_a_number_may_also_be_a_group_of_settings() -> None:
+    assert decode(Knob, {"level": 2}) == Knob(level=2.0)
+    assert decode(Knob, {"level": {"start": 3}}) == Knob(level=Ramp(start=3.0))
+    assert decode(Knob, asdict(Knob(level=Ramp(start=1.0)))) == Knob(level=Ramp(start=1.0))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("high", "level='high' is wrong: it must be a number or a group of settings"),
+        ({"start": "x"}, "level.start='x' is wrong: it must be a number"),
+        ({"start": 1, "stop": 2}, "level.stop is not a setting: did you mean level.start?"),
+        ({}, "level.start is required: give it as level.start=..."),
+    ],
+)
+def test_a_wrong_group_in_place_of_a_number_names_its_own_key(value: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        decode(Knob, {"level": value})
+    assert str(error.value) == message

@@ -1,163 +1,254 @@
-"""Batch-hard triplet and lifted structure: METHODS' numbers, plain loops, corner cases, memory."""
+"""What holds for every loss: plain loops, finite differences, degenerate batches, memory, parity with the field."""
 
 from __future__ import annotations
 
-import math
-import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-import oracles
 from distmetric.functional import distances
-from distmetric.losses import (
-    LiftedStructureLoss,
-    LiftedStructureLossConfig,
-    TripletLoss,
-    TripletLossConfig,
-    build_loss,
-)
+from distmetric.functional.joint_batch import JointBatch
+from distmetric.losses import MetricLoss
+from distmetric.losses.base import loss_value
+from distmetric.losses.class_loss import ClassLoss
+from losses.cases import CASES, Case, seeded
 
-P6 = [(0.0, 0.0), (1.0, 0.0), (0.0, 2.0), (3.0, 0.0), (3.0, 1.0), (1.0, 2.0)]
-P6_LABELS = [0, 0, 0, 1, 1, 1]
-ALL = [
-    pytest.param(TripletLoss(0.2), lambda e, y: oracles.batch_hard(e, y, 0.2), id="triplet_hinge"),
-    pytest.param(TripletLoss("soft"), lambda e, y: oracles.batch_hard(e, y, "soft"), id="triplet_soft"),
-    pytest.param(LiftedStructureLoss(), oracles.lifted_structure, id="lifted"),
-    pytest.param(
-        LiftedStructureLoss(0.5, 0.1),
-        lambda e, y: oracles.lifted_structure(e, y, 0.5, 0.1),
-        id="lifted_margins",
-    ),
-]
+ROOT = Path(__file__).parents[2]
+EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+WITH_PML = pytest.mark.parametrize("case", [case for case in CASES if case.pml], ids=lambda case: case.name)
 
 
-def p6() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.tensor(P6, dtype=torch.float64, requires_grad=True), torch.tensor(P6_LABELS)
+def points(count: int, dim: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, dim, dtype=torch.float64, generator=generator)
 
 
-def test_published_values_of_the_triplet_loss() -> None:
-    embeddings, labels = p6()
-    assert TripletLoss(0.2)(embeddings, labels).item() == pytest.approx(0.854832, abs=1e-6)
-    assert TripletLoss("soft")(embeddings, labels).item() == pytest.approx(1.125447, abs=1e-6)
+def value_and_gradients(
+    loss: torch.nn.Module, embeddings: torch.Tensor, labels: torch.Tensor
+) -> list[torch.Tensor]:
+    embeddings = embeddings.clone().requires_grad_()
+    loss.zero_grad()
+    value = loss(embeddings, labels)
+    value.backward()
+    assert embeddings.grad is not None
+    parameters = [p.grad.clone() for p in loss.parameters() if p.grad is not None]
+    return [value.detach(), embeddings.grad, *parameters]
 
 
-def test_published_value_and_gradient_of_the_lifted_structure_loss() -> None:
-    embeddings, labels = p6()
-    loss = LiftedStructureLoss()(embeddings, labels)
-    loss.backward()
-    assert loss.item() == pytest.approx(3.438783, abs=1e-6)
-    assert embeddings.grad[0].tolist() == pytest.approx([0.075640, -0.161554], abs=1e-6)
-
-
-@pytest.mark.parametrize(("loss", "oracle"), ALL)
+@EVERY
 @given(
     labels=st.lists(st.integers(0, 3), min_size=1, max_size=14),
     seed=st.integers(0, 999),
     block_rows=st.integers(1, 14),
 )
-@settings(max_examples=30, deadline=None)
-def test_losses_equal_plain_loops(loss, oracle, labels, seed, block_rows) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    embeddings = torch.randn(len(labels), 3, dtype=torch.float64, generator=generator)
+@settings(max_examples=25, deadline=None)
+def test_the_value_is_that_of_plain_loops_for_any_block_size(case: Case, labels, seed, block_rows) -> None:
+    loss, embeddings = seeded(case, 4, 3), points(len(labels), 3, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(distances.BLOCK_BYTES, "cpu", block_rows * len(labels) * 8)
+        patch.setattr(distances, "MIN_BLOCK_ROWS", 1)
         value = loss(embeddings, torch.tensor(labels)).item()
-    assert value == pytest.approx(oracle(embeddings.tolist(), labels), rel=1e-10, abs=1e-12)
+    assert value == pytest.approx(case.oracle(embeddings.tolist(), labels, loss), rel=1e-9, abs=1e-11)
 
 
-@pytest.mark.parametrize(("loss", "oracle"), ALL)
-def test_gradients_equal_finite_differences(loss, oracle) -> None:
-    embeddings, labels = p6()
-    offsets = 0.01 * torch.arange(12, dtype=torch.float64).view(6, 2)  # no ties, no kinks
-    assert torch.autograd.gradcheck(lambda x: loss(x + offsets, labels), embeddings)
-
-
-@pytest.mark.parametrize(("loss", "oracle"), ALL)
-def test_the_order_of_the_batch_does_not_matter(loss, oracle) -> None:
-    embeddings = torch.randn(24, 8, dtype=torch.float64)
-    labels = torch.arange(24) % 6
-    order = torch.randperm(24)
-    torch.testing.assert_close(loss(embeddings, labels), loss(embeddings[order], labels[order]))
-
-
-@pytest.mark.parametrize(("loss", "oracle"), ALL)
-@pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3]], ids=["one_class", "no_positives"])
-def test_no_valid_pair_gives_zero_with_a_live_graph(loss, oracle, labels) -> None:
-    embeddings = torch.randn(4, 3, requires_grad=True)
-    value = loss(embeddings, torch.tensor(labels))
-    value.backward()
-    assert value.item() == 0
-    assert torch.equal(embeddings.grad, torch.zeros(4, 3))
-
-
-@pytest.mark.parametrize(
-    ("loss", "plateau"),
-    [(TripletLoss(0.2), 0.2), (TripletLoss("soft"), math.log(2)), (LiftedStructureLoss(), None)],
-)
-def test_collapsed_embeddings_sit_at_the_plateau_without_nan(loss, plateau) -> None:
-    embeddings = torch.ones(8, 4, requires_grad=True)
-    value = loss(embeddings, torch.arange(8) % 4)
-    value.backward()
-    if plateau is not None:
-        assert value.item() == pytest.approx(plateau)
-    assert embeddings.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(("loss", "oracle"), ALL)
-def test_bfloat16_embeddings_are_compared_in_float32(loss, oracle) -> None:
-    embeddings = torch.randn(12, 16).bfloat16()
-    labels = torch.arange(12) % 3
-    value = loss(embeddings, labels)
-    assert value.dtype == torch.float32
-    torch.testing.assert_close(value, loss(embeddings.float(), labels))
-
-
-@pytest.mark.parametrize(("loss", "oracle"), ALL)
-def test_a_reference_set_of_the_same_rows_counts_each_row_as_its_own_positive(loss, oracle) -> None:
-    embeddings = torch.randn(6, 3, dtype=torch.float64)
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    # An anchor at distance 0 from its copy is never the farthest positive, so batch-hard does not notice.
-    if isinstance(loss, TripletLoss):
-        expected = loss(embeddings, labels)
-        torch.testing.assert_close(loss(embeddings, labels, ref_emb=embeddings, ref_labels=labels), expected)
-    else:
-        doubled = loss(embeddings, labels, ref_emb=embeddings, ref_labels=labels)
-        assert 0 < doubled < loss(embeddings, labels)  # six pairs at distance 0 join the mean
-
-
-def test_reference_embeddings_need_their_labels() -> None:
-    with pytest.raises(ValueError, match="belong together"):
-        TripletLoss()(torch.randn(2, 2), torch.tensor([0, 1]), ref_emb=torch.randn(2, 2))
-
-
-def test_shapes_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"\(B, D\)"):
-        TripletLoss()(torch.randn(2, 2), torch.tensor([0, 1, 1]))
-
-
-def test_a_negative_margin_is_refused() -> None:
-    with pytest.raises(ValueError, match="margin"):
-        TripletLoss(-0.1)
-
-
-def test_configurations_build_their_loss() -> None:
-    assert repr(build_loss(TripletLossConfig(margin=0.3))) == "TripletLoss(margin=0.3)"
-    assert (
-        repr(build_loss(LiftedStructureLossConfig())) == "LiftedStructureLoss(neg_margin=1.0, pos_margin=0.0)"
+@pytest.mark.parametrize("case", [case for case in CASES if case.exact_gradient], ids=lambda case: case.name)
+def test_gradients_are_those_of_finite_differences(case: Case) -> None:
+    loss, labels = seeded(case, 4, 3), torch.tensor([0, 1, 0, 2, 1, 1, 2, 3])
+    embeddings = points(8, 3, seed=1).requires_grad_()
+    parameters = [p for p in loss.parameters() if p.requires_grad]
+    assert torch.autograd.gradcheck(
+        lambda e, *_: loss(e, labels), (embeddings, *parameters), atol=1e-6, rtol=1e-4
     )
 
 
-@pytest.mark.parametrize("loss", [TripletLoss(), LiftedStructureLoss()], ids=repr)
-def test_memory_is_linear_in_the_batch(loss: nn.Module) -> None:
-    size = 8192
-    embeddings = nn.functional.normalize(torch.randn(size, 32)).requires_grad_()
-    labels = torch.arange(size) // 4
-    loss(embeddings[:512], labels[:512]).backward()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    loss(embeddings, labels).backward()
-    extra_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert extra_mib < 100  # one float32 matrix of 8192 x 8192 would be 256 MiB
+@EVERY
+@pytest.mark.parametrize("rows", [1, 5])
+def test_gradients_do_not_depend_on_the_block_size(case: Case, rows: int, monkeypatch) -> None:
+    loss, embeddings, labels = seeded(case, 8, 6), points(40, 6), torch.arange(40) % 7
+    expected = value_and_gradients(loss, embeddings, labels)
+    monkeypatch.setitem(distances.BLOCK_BYTES, "cpu", rows * 40 * 8)
+    monkeypatch.setattr(distances, "MIN_BLOCK_ROWS", 1)
+    for blocked, whole in zip(value_and_gradients(loss, embeddings, labels), expected, strict=True):
+        torch.testing.assert_close(blocked, whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.by_position], ids=lambda case: case.name)
+def test_the_order_of_the_batch_does_not_matter(case: Case) -> None:
+    loss, embeddings, labels = seeded(case, 6, 8), points(24, 8), torch.arange(24) % 6
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(2))
+    value, gradient, *of_parameters = value_and_gradients(loss, embeddings, labels)
+    permuted, of_permuted, *others = value_and_gradients(loss, embeddings[order], labels[order])
+    torch.testing.assert_close(value, permuted)
+    torch.testing.assert_close(gradient[order], of_permuted)
+    for ours, theirs in zip(of_parameters, others, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "labels", [[0, 0, 0, 0], [0, 1, 2, 3], [2], []], ids=["one_class", "no_positives", "one_row", "empty"]
+)
+def test_batches_without_a_pair_of_each_kind_stay_finite_with_a_live_graph(case: Case, labels) -> None:
+    loss, embeddings = seeded(case, 4, 3), points(len(labels), 3).requires_grad_()
+    value = loss(embeddings, torch.tensor(labels, dtype=torch.int64))
+    value.backward()
+    assert value.isfinite()
+    assert embeddings.grad is not None
+    assert embeddings.grad.isfinite().all()
+    assert value.item() == pytest.approx(case.oracle(embeddings.tolist(), labels, loss), rel=1e-9, abs=1e-11)
+    if case.zero_without_pairs:
+        torch.testing.assert_close(embeddings.grad, torch.zeros_like(embeddings))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.0, 1e-7], ids=["equal", "nearly_equal"])
+def test_collapsed_embeddings_give_no_nan(case: Case, dtype: torch.dtype, spread: float) -> None:
+    loss = seeded(case, 4, 4, dtype)
+    embeddings = torch.ones(8, 4, dtype=dtype) + spread * points(8, 4).to(dtype)
+    for part in value_and_gradients(loss, embeddings, torch.arange(8) % 4):
+        assert part.isfinite().all()
+
+
+@EVERY
+def test_duplicated_rows_are_ordinary_rows(case: Case) -> None:
+    loss, rows = seeded(case, 3, 5), points(9, 5)
+    embeddings, labels = torch.cat([rows, rows]), torch.arange(18) % 3
+    value, gradient, *_ = value_and_gradients(loss, embeddings, labels)
+    assert value.item() == pytest.approx(
+        case.oracle(embeddings.tolist(), labels.tolist(), loss), rel=1e-9, abs=1e-11
+    )
+    assert gradient.isfinite().all()
+
+
+@EVERY
+def test_bfloat16_embeddings_are_compared_in_float32_under_autocast_too(case: Case) -> None:
+    loss, labels = seeded(case, 3, 16, torch.float32), torch.arange(12) % 3
+    embeddings = points(12, 16).bfloat16()
+    expected = loss(embeddings.float(), labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(embeddings.requires_grad_(), labels)
+    value.backward()
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected)
+    assert embeddings.grad is not None
+
+
+@EVERY
+def test_float32_is_close_to_float64(case: Case) -> None:
+    embeddings, labels = points(512, 32), torch.arange(512) % 128
+    exact = value_and_gradients(seeded(case, 128, 32), embeddings, labels)
+    rounded = value_and_gradients(seeded(case, 128, 32, torch.float32), embeddings.float(), labels)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert (ours.double() - theirs).norm() <= 2e-4 * theirs.norm() + 1e-9
+
+
+@EVERY
+def test_no_gradient_is_computed_where_none_is_wanted(case: Case) -> None:
+    loss, embeddings, labels = seeded(case, 6, 8), points(24, 8), torch.arange(24) % 6
+    with torch.no_grad():
+        quiet = loss(embeddings, labels)
+    assert not quiet.requires_grad
+    torch.testing.assert_close(quiet, loss(embeddings.requires_grad_(), labels).detach())
+
+
+@EVERY
+def test_all_pairs_listed_are_all_pairs(case: Case) -> None:
+    """What a miner that takes everything would give is the loss without a miner, for losses over pairs."""
+    loss, embeddings, labels = seeded(case, 5, 6), points(20, 6), torch.arange(20) % 5
+    if not case.listed:
+        pytest.skip("mines on its own, or has no pairs")
+    same = labels[:, None] == labels
+    positives = (same & ~torch.eye(20, dtype=torch.bool)).nonzero().unbind(1)
+    indices = (*positives, *(~same).nonzero().unbind(1))
+    expected = value_and_gradients(loss, embeddings, labels)
+    listed = value_and_gradients(lambda_module(loss, indices), embeddings, labels)
+    for ours, theirs in zip(listed, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+class lambda_module(torch.nn.Module):  # noqa: N801
+    def __init__(self, loss: MetricLoss, indices: tuple[torch.Tensor, ...]) -> None:
+        super().__init__()
+        self.loss, self.indices = loss, indices
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self.loss(embeddings, labels, self.indices)
+
+
+@WITH_PML
+@pytest.mark.parametrize("lone", [False, True], ids=["classes_of_4", "some_classes_of_1"])
+def test_parity_with_pytorch_metric_learning(case: Case, lone: bool) -> None:
+    if lone and case.needs_pairs:
+        pytest.skip("counts anchors without positives differently, see the loss's docstring")
+    ours, embeddings = seeded(case, 40, 8), points(40, 8)
+    labels = torch.cat([torch.arange(36) % 9, 10 + torch.arange(4)]) if lone else torch.arange(40) % 10
+    assert case.pml is not None
+    theirs = case.pml(40, 8).double()
+    if case.copy_parameters is not None:
+        case.copy_parameters(ours, theirs)
+    expected = value_and_gradients(theirs, embeddings, labels)
+    found = value_and_gradients(ours, embeddings, labels)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-8)
+    assert len(found) == len(expected)
+    for of_ours, of_theirs in zip(found[2:], expected[2:], strict=True):
+        of_theirs = of_theirs if of_theirs.shape == of_ours.shape else of_theirs.T
+        torch.testing.assert_close(of_ours, of_theirs, rtol=1e-5, atol=1e-8)
+
+
+@EVERY
+def test_a_reference_set_is_compared_with_instead_of_the_batch(case: Case) -> None:
+    loss, labels = seeded(case, 4, 5), torch.arange(12) % 4
+    if isinstance(loss, ClassLoss):
+        pytest.skip("compares with learned vectors, see test_class_losses.py")
+    embeddings, references = points(12, 5), points(16, 5, seed=3)
+    value = loss(embeddings, labels, ref_emb=references, ref_labels=torch.arange(16) % 4)
+    batch = JointBatch(embeddings, labels, references, torch.arange(16) % 4, None)
+    torch.testing.assert_close(value, loss_value(loss.parts(batch)))
+    assert value.isfinite()
+
+
+MEMORY = """
+import resource, sys, torch
+sys.path.insert(0, "tests")
+torch.set_num_threads(1)
+from losses.cases import CASES, seeded
+case = next(case for case in CASES if case.name == sys.argv[1])
+loss = seeded(case, 2048, 32, torch.float32)
+embeddings = torch.nn.functional.normalize(torch.randn(8192, 32)).requires_grad_()
+labels = torch.arange(8192) // 4
+loss(embeddings[:512], labels[:512]).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+loss(embeddings, labels).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@EVERY
+def test_memory_is_linear_in_the_batch(case: Case) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, case.name], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < case.extra_mib  # one float32 matrix of 8192 x 8192 would be 256 MiB
+
+
+def test_settings_are_checked() -> None:
+    from distmetric.losses import ContrastiveLoss, TripletLoss
+
+    with pytest.raises(ValueError, match="distance='manhattan' is not known"):
+        ContrastiveLoss(distance="manhattan")
+    with pytest.raises(ValueError, match="reduction='median' is not known"):
+        ContrastiveLoss(reduction="median")
+    with pytest.raises(ValueError, match="belong together"):
+        TripletLoss()(points(2, 2), torch.tensor([0, 1]), ref_emb=points(2, 2))
+    with pytest.raises(ValueError, match=r"\(B, D\)"):
+        TripletLoss()(points(2, 2), torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match="indices_tuple"):
+        TripletLoss()(points(2, 2), torch.tensor([0, 1]), (torch.tensor([0]), torch.tensor([1])))

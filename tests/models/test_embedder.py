@@ -7,7 +7,8 @@ from torch import nn
 
 from distmetric.errors import ConfigError, InputError
 from distmetric.models.conv import ConvTrunk
-from distmetric.models.embedder import Embedder, unit_length
+from distmetric.functional.distances import unit_length
+from distmetric.models.embedder import Embedder
 from distmetric.models.pooling import GeMPool
 from distmetric.models.resnet import SmallResNet
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def batch_of(embeddings: torch.Tensor, labels: torch.Tensor) -> JointBatch:
-    return JointBatch(embeddings, labels, embeddings, labels, torch.arange(len(labels)))
+    return JointBatch.alone(embeddings, labels)
 
 
 def test_statistics_equal_plain_loops() -> None:
@@ -79,6 +79,20 @@ def test_a_batch_without_positives_leaves_their_distances_out() -> None:
     assert "train/negative_distance_mean" in metrics
     assert {f"time/{phase}" for phase in PHASES} < set(metrics)
     assert watching.flush() == []
+
+
+def test_what_the_loss_tells_is_logged_beside_the_rest_where_it_is_known() -> None:
+    watching = Monitor(Replica(), 4)
+    for step, drift in enumerate([float("nan"), 0.25]):
+        times, batch = Ledger(CPU).close_step(), batch_of(torch.randn(4, 3), torch.tensor([0, 0, 1, 1]))
+        told = {"drift": torch.tensor(drift, dtype=torch.float64), "part/fill": torch.tensor(0.5)}
+        one = torch.tensor(1.0)
+        watching.observe(step, batch, one, one, one, 0.1, times, told)
+    (_, first), (_, second) = watching.flush()
+    assert "train/drift" not in first
+    assert second["train/drift"] == 0.25
+    assert first["train/part/fill"] == second["train/part/fill"] == 0.5
+    assert {f"time/{phase}" for phase in PHASES} < set(first)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

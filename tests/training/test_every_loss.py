@@ -1,0 +1,39 @@
+"""Every loss of conf/loss learns: a short run on a few glyphs, its loss falls and its recall rises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distmetric.distributed.replica import Replica
+from distmetric.training.worker import Worker
+from runs import ListTracker, run_once, tiny_config
+
+CPU = torch.device("cpu")
+LOSSES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
+STEPS = 40
+# What a loss needs beside `loss=NAME`, as its docstring or its YAML says.
+SETTINGS: dict[str, list[str]] = {}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_short_run_learns(name: str, glyph_cache: Path, tmp_path: Path) -> None:
+    config = tiny_config(
+        glyph_cache,
+        f"loss={name}",
+        f"train.steps={STEPS}",
+        "train.log_every=1",
+        f"eval.every_steps={STEPS}",
+        f"checkpoint.every_steps={STEPS}",
+        *SETTINGS.get(name, []),
+    )
+    untrained = Worker(config, str(tmp_path / "untrained"), ListTracker(), Replica(), CPU)
+    before = untrained._evaluate()["recall_at_1"]
+    _, result, tracker = run_once(config, tmp_path / "trained")
+    losses = list(tracker.series("train/loss").values())
+    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    print(f"{name}: loss {first:.4g} -> {last:.4g}, recall@1 {before:.3f} -> {result.metrics['recall_at_1']:.3f}")
+    assert last < first
+    assert result.metrics["recall_at_1"] > before
