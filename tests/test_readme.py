@@ -196,6 +196,10 @@ CHECKS: dict[str, Check] = {
     "torchrun --nproc-per-node 2 -m distmetric.training config.json": gives(
         lambda _, result: result["step"] == 4
     ),
+    "python jobs/benchmark.py suite=losses": gives(
+        lambda _, result: result["statuses"] == {"ok": 2} and Path(result["markdown"]).is_file(),
+        *("losses=[batch_hard]", "sizes=[64]", "processes=[1]"),
+    ),
     "export RAY_AUTH_MODE=token": SUBMIT,
     "ray get-auth-token --generate > /dev/null": made_token,
     "chmod 600 ~/.ray/auth_token": protects_token,

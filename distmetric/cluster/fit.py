@@ -14,14 +14,15 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distmetric import __version__, errors
 from distmetric.cluster.report import write_report
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
-from distmetric.cluster.tracked import TrackedRun, open_tracking
+from distmetric.cluster.tracked import open_tracking
 from distmetric.cluster.worker import train_worker
 from distmetric.config.decode import decode
 from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, TrainerConfig
 from distmetric.config.validate import validate
+from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import absolute
 from distmetric.training.saved_model import config_dict
-from distmetric.training.worker import build_sampler, open_data
+from distmetric.training.worker import build_sampler, known_attributes, open_data
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def fit(config: Config) -> FitResult:
     validate(config)
     catalog = open_data(config.data)
     build_sampler(config, catalog)
+    known_attributes(config, catalog)
     catalog.rows(config.data.test_split)
     with ray_session(config.trainer):
         folder, tracked = _open_run(config, catalog.fingerprint)

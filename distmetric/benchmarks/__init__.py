@@ -1,0 +1,1 @@
+"""Benchmarks: how long our losses take and how much memory, beside pytorch-metric-learning's on the same machine."""

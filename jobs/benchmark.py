@@ -1,0 +1,24 @@
+"""Measure time and memory of our losses, beside pytorch-metric-learning's on the same machine.
+
+    python jobs/benchmark.py suite=losses
+    python jobs/benchmark.py losses=[batch_hard,supcon] sizes=[4096] processes=[1] peers=false
+
+The last line is a JSON object: markdown and json (paths of the tables), run_id, cells, statuses, seconds.
+"""
+
+import sys
+from typing import Any
+
+from distmetric.benchmarks.suite import run_benchmark
+from distmetric.config.command import run_command
+from distmetric.config.compose import load
+from distmetric.config.jobs import BenchmarkJob
+
+
+def main(overrides: list[str]) -> dict[str, Any]:
+    """Compose, check, measure."""
+    return run_benchmark(load("benchmark", BenchmarkJob, overrides))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("benchmark", __doc__, main))
