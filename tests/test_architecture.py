@@ -251,10 +251,11 @@ def test_lazy_names_load_only_what_they_need() -> None:
 
 
 def test_the_package_exports_what_it_lists() -> None:
-    from distmetric import DistributedLoss, losses
+    from distmetric import DistributedLoss, losses, miners
 
     assert DistributedLoss.__module__ == "distmetric.distributed.loss"
     assert losses.TripletLoss is distmetric.losses.TripletLoss
+    assert miners.BatchHardMiner is distmetric.miners.BatchHardMiner
     assert set(distmetric.__all__) <= set(dir(distmetric))
     assert distmetric.load_config(["train.steps=7"]).train.steps == 7
     with pytest.raises(AttributeError, match="has no attribute 'Catalogue'"):

@@ -231,7 +231,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a checkout, with the inputs that the README talks about, only smaller."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "jobs").symlink_to(REPOSITORY / "jobs")
-    (folder / "my_loop.py").write_text(blocks("python")[0], encoding="utf-8")
+    (folder / "my_loop.py").write_text(blocks("python")[1], encoding="utf-8")
     for number, alphabets in enumerate((("Greek", "Latin", "Sanskrit"), ("Greek", "Korean", "Tagalog")), 1):
         with zipfile.ZipFile(folder / f"images_background_small{number}.zip", "w") as archive:
             for alphabet in alphabets:
@@ -270,8 +270,13 @@ def test_every_check_has_its_command() -> None:
     assert set(CHECKS) == set(commands())
 
 
-def test_the_one_python_block_is_the_one_that_is_run() -> None:
-    assert len(blocks("python")) == 1
+def test_both_python_blocks_are_run() -> None:
+    """The second, a training loop, is run as `my_loop.py`; the first makes losses."""
+    made, loop = blocks("python")
+    assert "init_process_group" in loop
+    names: dict[str, object] = {}
+    exec(made, names)
+    assert names["criterion"]
 
 
 def test_blocks_have_a_language() -> None:

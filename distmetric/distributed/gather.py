@@ -106,7 +106,7 @@ def gather_batch(
     """
     if sizes is None:
         sizes = gather_sizes(len(labels), replica, labels.device)
-    known = tuple(sizes)
+    known, labels = tuple(sizes), labels.long()
     offset = sum(known[: replica.rank])
     logits, attributes = logits or {}, attributes or {}
     numbers = [labels, *attributes.values(), *([] if ids is None else [ids])]

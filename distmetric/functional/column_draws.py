@@ -14,6 +14,8 @@ from distmetric.functional.pair_blocks import PairBlock
 # Weights as integers: their sums are exact, so that they do not depend on the device and never let a column of weight
 # 0 be drawn. Columns below 2^-40 of the largest weight are not drawn; there is room for 2^22 columns.
 _WEIGHT_SCALE = 2.0**40
+# Its exponential is 0 among such integers; that of an infinity takes ten times as long.
+_LOG_OF_NOTHING = -64.0
 # Up to this rank a partial sort is faster than a quick select.
 _SMALL_RANK = 256
 
@@ -30,12 +32,13 @@ class WeightedDraws:
         self._sums = torch.empty(0, dtype=torch.int64)
 
     def draw(
-        self, weights: Tensor, block: PairBlock, numbers: Tensor, spare: Tensor
+        self, log_weights: Tensor, block: PairBlock, numbers: Tensor, spare: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Draw for the anchors of a block.
 
         Args:
-            weights: (b, N) weights from 0 to 1, of the block's columns.
+            log_weights: (b, N) logarithms of weights w of the block's columns: 0 for the largest of an anchor, -inf for
+                columns that it must not get; used up.
             block: The block they belong to.
             numbers: (b, J) float64 in [0, 1), a number u for every draw.
             spare: (b, N) buffer of the type of the weights.
@@ -46,6 +49,7 @@ class WeightedDraws:
         """
         place = torch.empty_like(block.columns)
         place[block.columns] = torch.arange(len(place), device=place.device)
+        weights = log_weights.clamp_min_(_LOG_OF_NOTHING).exp_()
         in_order = torch.index_select(weights, 1, place, out=spare).mul_(_WEIGHT_SCALE)
         if self._sums.numel() < in_order.numel():
             self._sums = torch.empty(in_order.numel(), dtype=torch.int64, device=in_order.device)

@@ -102,14 +102,19 @@ def single_batch(
         ValueError: If shapes do not fit together.
     """
     check_batch(embeddings, labels, "embeddings", "labels")
-    labels = labels.to(embeddings.device)
+    labels = labels.to(embeddings.device).long()
     if (ref_emb is None) != (ref_labels is None):
         raise ValueError("ref_emb and ref_labels belong together: give both or neither")
     if ref_emb is None or ref_labels is None:
         alone = JointBatch.alone(embeddings, labels)
         return alone if tuples is None else alone.with_tuples(tuples)
     check_batch(ref_emb, ref_labels, "ref_emb", "ref_labels")
-    return JointBatch(embeddings, labels, ref_emb, ref_labels.to(ref_emb.device), None, tuples=tuples)
+    if ref_emb.shape[1:] != embeddings.shape[1:] or ref_emb.dtype != embeddings.dtype or not len(ref_emb):
+        raise ValueError(
+            f"ref_emb {tuple(ref_emb.shape)}, {ref_emb.dtype}, cannot be compared with embeddings "
+            f"{tuple(embeddings.shape)}, {embeddings.dtype}: give one or more rows of equal length and type"
+        )
+    return JointBatch(embeddings, labels, ref_emb, ref_labels.to(ref_emb.device).long(), None, tuples=tuples)
 
 
 def check_batch(embeddings: Tensor, labels: Tensor, embeddings_name: str, labels_name: str) -> None:

@@ -13,9 +13,23 @@ from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.label_bands import label_ranges
 
 # A Gram matrix gives squared distances with an error of some eps |x|^2. Below this fraction of the mean |x|^2 that
-# is too much of them, and they are computed again from differences; at most so many of an anchor on average.
+# is too much of them, and they are computed again from differences, as long as that costs less than the matrix.
 REFINE_BELOW = {torch.float32: 1e-4, torch.float64: 1e-6}
-REFINE_AT_MOST = 16
+REFINE_AT_MOST = 1 / 16  # of the pairs of a block, or so many of an anchor on average:
+REFINE_AT_LEAST = 64
+
+
+@dataclass
+class NearPairs:
+    """Pairs of a block that are so near that the difference of their embeddings has to be taken itself.
+
+    Attributes:
+        anchors: (P,) int64 rows of the block.
+        columns: (P,) int64 columns of the block.
+    """
+
+    anchors: Tensor
+    columns: Tensor
 
 
 @dataclass
@@ -39,6 +53,7 @@ class PairBlock:
         columns: (N,) int64, which columns of the batch these are.
         gradient: (b, N) buffer for the derivative of the terms by the distances, or None where nobody wants it.
         scratch: (b, N) buffer to work in.
+        near: Pairs whose distances come from differences, if there are any.
     """
 
     distances: Tensor
@@ -54,6 +69,7 @@ class PairBlock:
     columns: Tensor
     gradient: Tensor | None
     scratch: Tensor
+    near: NearPairs | None = None
 
     def fill_same_(self, values: Tensor, value: float) -> Tensor:
         """Set the entries of a (b, N) tensor at columns of the anchor's label, the anchor itself among them."""
@@ -131,13 +147,13 @@ class SortedPairs:
             distances, scratch, *gradient = (buffer[:size] for buffer in buffers)
             first, last = self._first[place], self._last[place]
             own = None if self._own is None else self._own[place]
-            self._compute(place, own, distances)
+            near = self._compute(place, own, distances)
             # Sorted labels: the first anchor's label begins the band, and the last one's ends it.
             band = slice(int(first[0]), max(int(last[-1]), int(first[0])))
             position = torch.arange(band.start, band.stop, device=device)
             same = (position >= first[:, None]) & (position < last[:, None])
             num_same = last - first
-            yield PairBlock(
+            block = PairBlock(
                 distances=distances,
                 place=place,
                 band=band,
@@ -151,7 +167,19 @@ class SortedPairs:
                 columns=self.order,
                 gradient=gradient[0] if gradient else None,
                 scratch=scratch,
+                near=near,
             )
+            self._refine(block)
+            yield block
+
+    def near_differences(self, block: PairBlock) -> Iterator[tuple[slice, Tensor]]:
+        """Differences a - c of the near pairs of a block, (p, D), a few at a time, and which of them those are."""
+        near = block.near
+        assert near is not None, "a block without near pairs has no differences"
+        # Of the embeddings as they came: their difference is exact, while moving the origin has rounded.
+        rows, columns = block.rows[near.anchors], self.order[near.columns]
+        for part in row_blocks(len(rows), self.columns.shape[1], self.columns):
+            yield part, self._batch.anchors.detach()[rows[part]] - self._batch.columns.detach()[columns[part]]
 
     def _factors(self) -> tuple[Tensor, Tensor, float]:
         """Two matrices whose product holds the distances, constants included, and what is too small in it."""
@@ -167,27 +195,28 @@ class SortedPairs:
             return torch.cat([-anchors, anchor_ones], 1), torch.cat([columns, column_ones], 1), 0.0
         return -anchors, columns, 0.0
 
-    def _compute(self, place: slice, own: Tensor | None, out: Tensor) -> None:
+    def _compute(self, place: slice, own: Tensor | None, out: Tensor) -> NearPairs | None:
         with torch.autocast(out.device.type, enabled=False):
             torch.mm(self._left[place], self._right.T, out=out)
         if own is not None:
             out.scatter_(1, own[:, None], torch.inf)
-        if self.is_euclidean:
-            self._refine(place, out)
-        if self.distance == "euclidean":
-            out.sqrt_()
+        return self._near_pairs(out) if self.is_euclidean else None
 
-    def _refine(self, place: slice, squares: Tensor) -> None:
-        if squares.amin() >= self._refine_below:
-            return
-        near = (squares < self._refine_below).nonzero()
-        if len(near) <= REFINE_AT_MOST * len(squares):
-            anchor, column = near.unbind(1)
-            # Of the embeddings as they came: their difference is exact, while moving the origin has rounded.
-            rows, columns = self.anchor_order[place][anchor], self.order[column]
-            difference = self._batch.anchors.detach()[rows] - self._batch.columns.detach()[columns]
-            squares[anchor, column] = difference.square().sum(1)
+    def _near_pairs(self, squares: Tensor) -> NearPairs | None:
+        if squares.numel() == 0 or squares.amin() >= self._refine_below:
+            return None
+        near = squares < self._refine_below
+        most = max(REFINE_AT_LEAST, int(REFINE_AT_MOST * squares.shape[1])) * len(squares)
         squares.clamp_min_(0.0)
+        return NearPairs(*near.nonzero().unbind(1)) if int(near.sum()) <= most else None
+
+    def _refine(self, block: PairBlock) -> None:
+        if block.near is not None:
+            for part, difference in self.near_differences(block):
+                where = block.near.anchors[part], block.near.columns[part]
+                block.distances[where] = difference.square().sum(1)
+        if self.distance == "euclidean":
+            block.distances.sqrt_()
 
 
 def _own_positions(batch: JointBatch, anchor_order: Tensor, order: Tensor) -> Tensor | None:

@@ -89,8 +89,8 @@ class _SumRows(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        anchors: Tensor,
-        columns: Tensor,
+        _anchors: Tensor,
+        _columns: Tensor,
         batch: JointBatch,
         distance: Distance,
         row_function: RowFunction,
@@ -98,7 +98,7 @@ class _SumRows(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         pairs = SortedPairs(batch, distance)
         chain = _Chain(pairs, ctx.needs_input_grad[1]) if wanted else None
-        sums = torch.zeros(3, dtype=torch.float64, device=columns.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=batch.columns.device)
         for block in pairs.blocks(with_gradient=wanted):
             row = row_function(block)
             sums += torch.stack([part.sum(dtype=torch.float64) for part in row])
@@ -108,7 +108,7 @@ class _SumRows(torch.autograd.Function):
             ctx.save_for_backward(*chain.gradients())
         total, num_terms, num_active = sums.unbind()
         ctx.mark_non_differentiable(num_terms, num_active)
-        return total.to(columns.dtype), num_terms, num_active
+        return total.to(batch.columns.dtype), num_terms, num_active
 
     @staticmethod
     @once_differentiable
@@ -122,7 +122,7 @@ class _RowValues(torch.autograd.Function):
     def forward(
         ctx: Any,
         anchors: Tensor,
-        columns: Tensor,
+        _columns: Tensor,
         batch: JointBatch,
         distance: Distance,
         row_function: RowFunction,
@@ -157,22 +157,41 @@ class _Chain:
         pairs, weights = self._pairs, block.gradient
         assert weights is not None, "a chain needs blocks with a gradient"
         anchors, to_anchors = pairs.anchors[block.place], self._to_anchors[block.place]
+        near: Tensor | None = None
         with torch.autocast(weights.device.type, enabled=False):
             if row_weights is not None:
                 weights.mul_(row_weights[:, None])
             if pairs.distance == "euclidean":
                 # d|a - c| / da = (a - c) / |a - c|, taken as 0 where the two coincide.
                 weights.div_(F.threshold(block.distances, 0.0, torch.inf, inplace=True))
+                near = self._pull_of_near(block, weights)
             elif pairs.distance == "squared_euclidean":
                 weights.mul_(2.0)
             torch.mm(weights, pairs.columns, out=to_anchors)
             if pairs.is_euclidean:
                 to_anchors.sub_(anchors * weights.sum(1, keepdim=True))
             to_anchors.neg_()
+            if near is not None:
+                to_anchors += near
             if self._to_columns is not None:
                 self._to_columns.addmm_(weights.T, anchors, alpha=-1)
                 if pairs.is_euclidean:
                     self._column_weights += weights.sum(0)
+
+    def _pull_of_near(self, block: PairBlock, weights: Tensor) -> Tensor | None:
+        """The part of the near pairs, whose large weights no product of matrices would cancel; takes it out of them."""
+        if block.near is None:
+            return None
+        where = block.near.anchors, block.near.columns
+        of_near = weights[where]
+        weights[where] = 0.0
+        to_anchors = torch.zeros_like(self._to_anchors[block.place])
+        for part, difference in self._pairs.near_differences(block):
+            pull = difference.mul_(of_near[part, None])
+            to_anchors.index_add_(0, block.near.anchors[part], pull)
+            if self._to_columns is not None:
+                self._to_columns.index_add_(0, block.near.columns[part], pull, alpha=-1)
+        return to_anchors
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """Gradients of the anchors and, where they need one, of the columns, in the caller's order."""

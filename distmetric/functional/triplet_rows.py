@@ -47,7 +47,8 @@ def triplet_rows(margin: float | Literal["soft"], semi_hard: bool, active_above:
         if ranked and int(block.num_same.max()) >= _RANK_FROM:
             values, num_active, pull = _all_at_once(block, thresholds)
         else:
-            values, num_active, pull = _one_by_one(block, thresholds, margin, semi_hard, active_above)
+            nearest = kept if semi_hard else None
+            values, num_active, pull = _one_by_one(block, thresholds, margin, nearest, active_above)
         band.copy_(kept)
         if block.gradient is not None:
             block.gradient[:, block.band] += pull
@@ -61,7 +62,7 @@ def _one_by_one(
     block: PairBlock,
     thresholds: Tensor,
     margin: float | Literal["soft"],
-    semi_hard: bool,
+    only_beyond: Tensor | None,
     active_above: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, numbers of active triplets, and derivatives by positives: a pass over the negatives for each positive."""
@@ -78,8 +79,8 @@ def _one_by_one(
             slopes = excess.sigmoid_()
             values += terms.sum(1)
         else:
-            if semi_hard:
-                excess.masked_fill_(excess >= margin, 0.0)
+            if only_beyond is not None:
+                excess.masked_fill_(block.distances <= only_beyond.gather(1, place), 0.0)
             values += excess.relu_().sum(1)
             slopes = excess.sign_()
             num_active += slopes.sum(1)

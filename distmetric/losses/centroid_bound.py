@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distmetric.functional.centroids import Placement, place_centroids
+from distmetric.functional.distances import paired_distances
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, sum_rows
@@ -141,19 +142,21 @@ class CentroidBoundLoss(MetricLoss):
         centroids = self.centroids.to(batch.anchors.dtype)
         classes = torch.arange(self.num_classes, device=centroids.device)
         against = JointBatch(batch.anchors, batch.labels, centroids, classes, None)
-        return [self.reduced(sum_rows(against, self.distance, self._anchor_rows))]
+        pushes = sum_rows(against, self.distance, self._pushes)
+        # By differences: a product rounds, and the direction to a centroid that is all but reached would be lost.
+        near = paired_distances(batch.anchors, centroids[batch.labels], self.distance)
+        pull = (near * self._pull.to(near.dtype)[batch.labels]).sum()
+        return [self.reduced(pushes._replace(total=pushes.total + pull))]
 
-    def _anchor_rows(self, block: PairBlock) -> Row:
+    def _pushes(self, block: PairBlock) -> Row:
         # Columns are sorted by label: the centroid of class m is column m.
         own = (block.first + block.band.start)[:, None]
-        pull, push = (weight.to(block.distances.dtype)[own] for weight in (self._pull, self._push))
-        share = self._share.to(block.distances.dtype)
-        near = block.distances.gather(1, own)
+        push, share = (weight.to(block.distances.dtype) for weight in (self._push, self._share))
         with torch.autocast(share.device.type, enabled=False):
-            far = torch.mv(block.distances, share)[:, None] - near * share[own]
+            far = torch.mv(block.distances, share)[:, None] - block.distances.gather(1, own) * share[own]
         if block.gradient is not None:
-            torch.mul(-push, share, out=block.gradient).scatter_(1, own, pull)
-        values = (pull * near - push * far)[:, 0]
+            torch.mul(-push[own], share, out=block.gradient).scatter_(1, own, 0.0)
+        values = (-push[own] * far)[:, 0]
         one_each = torch.ones_like(values)
         return Row(values, one_each, one_each)
 

@@ -55,8 +55,8 @@ class DistanceWeightedMiner(RandomMiner):
         nonzero_loss_cutoff: From it on it is 0.
         seed: Key of the draws.
 
-    Cost: B N D, two logarithms and an exponential for each pair, and passes over int64 blocks; memory five blocks
-    or so, and O(B K) for the triplets.
+    Cost: B N D, two logarithms and an exponential for each pair, and passes over int64; memory five blocks, and O(B K)
+    for the triplets.
 
     Corner cases: embeddings are always compared at length one. An anchor without positive, or without negative nearer
     than nonzero_loss_cutoff, has no triplet. Two negatives whose probabilities differ by more than 2^40 are not both
@@ -73,7 +73,7 @@ class DistanceWeightedMiner(RandomMiner):
 
     def choose(self, batch: JointBatch) -> Tuples:
         """See `Miner.choose`; triplets, at most one for each of the B (K - 1) positive pairs."""
-        blocks, draws = SortedPairs(batch, self.distance).blocks(), WeightedDraws()
+        blocks, draws = SortedPairs(batch, self.distance).blocks(with_gradient=True), WeightedDraws()
         return Tuples.of(
             collected((self._triplets(batch, block, draws) for block in blocks), 3, batch.labels)
         )
@@ -81,19 +81,21 @@ class DistanceWeightedMiner(RandomMiner):
     def _triplets(self, batch: JointBatch, block: PairBlock, draws: WeightedDraws) -> tuple[Tensor, ...]:
         place, exists = block.same_places()
         numbers = self.numbers(batch, block, place.shape[1])
-        weights = self._weights(block, batch.anchors.shape[1])
-        negatives, has_negative = draws.draw(weights, block, numbers, block.distances)
+        log_weights = self._log_weights(block, batch.anchors.shape[1])
+        negatives, has_negative = draws.draw(log_weights, block, numbers, block.distances)
         is_wanted = exists & block.positive.gather(1, place) & has_negative[:, None]
         row, draw = is_wanted.nonzero().unbind(1)
         return block.rows[row], block.columns[place[row, draw] + block.band.start], negatives[row, draw]
 
-    def _weights(self, block: PairBlock, dim: int) -> Tensor:
-        """(b, N) probabilities of negatives, as multiples of the largest of each anchor."""
-        squares = block.distances
-        too_far = squares >= min(self.nonzero_loss_cutoff, 2.0) ** 2
-        weights = log_density(squares.clamp_min_(self.cutoff**2), dim, out=block.scratch).neg_()
-        block.fill_same_(weights.masked_fill_(too_far, -torch.inf), -torch.inf)
-        return weights.sub_(weights.amax(1, keepdim=True).nan_to_num_(neginf=0.0)).exp_()
+    def _log_weights(self, block: PairBlock, dim: int) -> Tensor:
+        """(b, N) logarithms of the probabilities of negatives, up to a constant: 0 for the largest of each anchor."""
+        squares, limit = block.distances, min(self.nonzero_loss_cutoff, 2.0) ** 2
+        # 0, or -inf from the limit on: arithmetic, because filling by a mask takes longer than a logarithm.
+        too_far = torch.threshold_(torch.neg(squares, out=block.gradient), -limit, -torch.inf).add_(squares)
+        squares.clamp_(self.cutoff**2, limit * (1 - torch.finfo(squares.dtype).eps))
+        result = log_density(squares, dim, out=block.scratch).neg_().add_(too_far)
+        block.fill_same_(result, -torch.inf)
+        return result.sub_(result.amax(1, keepdim=True).nan_to_num_(neginf=0.0))
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""

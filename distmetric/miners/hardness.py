@@ -112,8 +112,8 @@ class HardnessMiner(RandomMiner):
         seed: Key of the draws.
 
     Cost: B N D, and for each pair beside it a comparison (hardest), a quick select (kth, quantile), a partial sort
-    (range), or an exponential and passes over int64 (temperature); memory two blocks (temperature: five or so), and
-    O(B), or O(B K) for positives="all", for the triplets.
+    (range), or an exponential and passes over int64 (temperature); memory two blocks (temperature four, large ranks
+    six), and O(B), or O(B K) for positives="all", for the triplets.
 
     Corner cases: an anchor without positive or without negative has no triplet; ties go to one of the tied.
 
@@ -197,8 +197,7 @@ class HardnessMiner(RandomMiner):
                 values.sqrt_()
             excess = values.sub_(values.amin(1, keepdim=True).nan_to_num_(posinf=0.0))
             excess.div_(-max(temperature, torch.finfo(excess.dtype).tiny))
-            weights = block.fill_same_(excess, -torch.inf).exp_()
-            return weighted.draw(weights, block, draws, block.scratch)[0]
+            return weighted.draw(block.fill_same_(excess, -torch.inf), block, draws, block.scratch)[0]
         last = (block.num_negatives - 1).clamp_min_(0)[:, None]
         return block.columns[at_rank(values, self._ranks(draws, last))].expand(draws.shape)
 

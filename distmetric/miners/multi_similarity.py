@@ -24,7 +24,7 @@ class MultiSimilarityMinerConfig:
     epsilon: float = 0.1
     """How much easier than the hardest pair of the other kind a pair may be, in units of distance."""
     distance: Distance = "cosine"
-    """cosine (1 - cos), euclidean, squared_euclidean or dot_product (-a.b)."""
+    """euclidean, squared_euclidean, cosine (1 - cos) or dot_product (-a.b)."""
 
 
 class MultiSimilarityMiner(Miner):

@@ -67,7 +67,9 @@ def gradients(model: nn.Module, loss: nn.Module) -> list[np.ndarray]:
     return [(torch.zeros_like(p) if p.grad is None else p.grad).numpy() for p in parameters]
 
 
-def rank_step(replica: Replica, name: str, sizes: list[int], miner: object = None) -> tuple[float, list[np.ndarray]]:
+def rank_step(
+    replica: Replica, name: str, sizes: list[int], miner: object = None
+) -> tuple[float, list[np.ndarray]]:
     images, labels = data()
     start = sum(sizes[: replica.rank])
     own = slice(start, start + sizes[replica.rank])
@@ -156,5 +158,3 @@ def active(replica: Replica) -> float:
 def test_the_active_fraction_is_the_joint_batchs() -> None:
     # Gaps: 0.1 - 5.0, 0.1 - 4.9, 0.1 - 4.9, 0.1 - 5.0; with the margin two of the four stay above 0.
     assert run_ranks(2, active) == [0.5, 0.5]
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -49,10 +50,10 @@ def test_columns_of_weight_zero_are_never_drawn_and_blocks_may_shrink() -> None:
     draws, sizes = WeightedDraws(), []
     for block in blocks(LABELS):
         sizes.append(len(block.rows))
-        weights = torch.zeros(len(block.rows), 10, dtype=torch.float32)
+        weights = torch.full((len(block.rows), 10), -torch.inf)
         # In the caller's order: columns 2 and 7, one to three; and no column at all for the block's first anchor.
-        weights[:, block.columns == 2], weights[:, block.columns == 7] = 0.25, 0.75
-        weights[0] = 0
+        weights[:, block.columns == 2], weights[:, block.columns == 7] = -math.log(3), 0.0
+        weights[0] = -torch.inf
         numbers = torch.tensor([0.0, 0.2499, 0.2501, LARGEST], dtype=torch.float64).expand(
             len(block.rows), -1
         )

@@ -38,7 +38,11 @@ def batches(labels: list[int], column_labels: list[int] | None, seed: int, dista
     columns = torch.randn(len(column_labels), 4, dtype=torch.float64, generator=generator)
     columns = unit_length(columns) if distance == "cosine" else columns
     return JointBatch(
-        anchors.requires_grad_(), torch.tensor(labels), columns.requires_grad_(), torch.tensor(column_labels), None
+        anchors.requires_grad_(),
+        torch.tensor(labels),
+        columns.requires_grad_(),
+        torch.tensor(column_labels),
+        None,
     )
 
 
@@ -83,7 +87,10 @@ def test_sums_over_rows_are_dense_sums(distance: Distance, labels, column_labels
         patch.setattr(distances, "MIN_BLOCK_ROWS", 1)
         sums = sum_rows(batch, distance, softened)
         values = row_values(batch, distance, softened)
-        found = [*torch.autograd.grad(sums.total, leaves), *torch.autograd.grad((values * weights).sum(), leaves)]
+        found = [
+            *torch.autograd.grad(sums.total, leaves),
+            *torch.autograd.grad((values * weights).sum(), leaves),
+        ]
     expected = softened_dense(batch, distance)
     wanted = [
         *torch.autograd.grad(expected.sum(), leaves, retain_graph=True),
@@ -167,3 +174,28 @@ def test_listed_distances_go_through_their_pairs_in_pieces(monkeypatch) -> None:
     monkeypatch.setitem(distances.BLOCK_BYTES, "cpu", 7 * 4 * 8)
     pieces = torch.autograd.grad(listed_distances(batch, rows, columns, "euclidean").sum(), batch.anchors)[0]
     torch.testing.assert_close(pieces, whole)
+
+
+def sum_of_distances(block: PairBlock) -> Row:
+    values = block.positives_of(block.distances, 0.0).sum(1)
+    if block.gradient is not None:
+        block.gradient.zero_()
+        block.gradient[:, block.band] += block.positive
+    return Row(values, block.num_positives, block.num_positives)
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("per_class", [2, 32])
+def test_gradients_of_near_duplicates_are_exact_in_float32(gap: float, per_class: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(256 // per_class, 16, generator=generator)
+    labels = torch.arange(256) // per_class
+    # Apart by `gap` in one dimension that is otherwise 0, which float32 can say.
+    embeddings = torch.cat([centers[labels], gap * torch.randn(256, 1, generator=generator)], 1)
+    found = embeddings.clone().requires_grad_()
+    sum_rows(JointBatch.alone(found, labels), "euclidean", sum_of_distances).total.backward()
+    exact = embeddings.double().requires_grad_()
+    same = (labels[:, None] == labels) & ~torch.eye(256, dtype=torch.bool)
+    rows, columns = same.nonzero().unbind(1)
+    paired_distances(exact[rows], exact[columns]).sum().backward()
+    assert (found.grad.double() - exact.grad).norm() < 1e-4 * exact.grad.norm()

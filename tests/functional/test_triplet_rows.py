@@ -21,7 +21,9 @@ def value_and_gradient(embeddings: torch.Tensor, labels: torch.Tensor, rank_from
     return [value.detach(), embeddings.grad]
 
 
-@given(labels=st.lists(st.integers(0, 4), min_size=2, max_size=40), seed=st.integers(0, 99), twins=st.booleans())
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=2, max_size=40), seed=st.integers(0, 99), twins=st.booleans()
+)
 @settings(max_examples=40, deadline=None)
 def test_ranking_the_negatives_once_is_a_pass_for_every_positive(labels, seed, twins) -> None:
     embeddings = torch.randn(

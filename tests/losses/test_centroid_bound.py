@@ -119,6 +119,18 @@ def test_at_its_centroid_an_embedding_is_pushed_but_not_pulled(dtype: torch.dtyp
         torch.testing.assert_close(found[y], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("distance", [1e-12, 1e-9, 1e-7, 1e-3])
+def test_close_to_its_centroid_an_embedding_is_pulled_with_unit_force_in_float32(distance: float) -> None:
+    centroids = place_centroids(8, 8, "one_hot").float()
+    labels, axis = torch.arange(8), (centroids.argmax(1) + 1) % 8
+    embeddings = centroids.clone()
+    embeddings[labels, axis] = distance
+    loss = bound(centroids, reduction="sum")
+    pull = gradient_of(loss, embeddings, labels) - gradient_of(loss, centroids, labels)
+    expected = nn.functional.one_hot(axis, 8).float()
+    torch.testing.assert_close(pull, expected, rtol=0, atol=3e-3)
+
+
 @pytest.mark.parametrize("distance", [1e-3, 0.1, 1.0, 100.0])
 def test_the_gradient_does_not_fade(distance: float) -> None:
     centroids = place_centroids(10, 6)

@@ -17,7 +17,6 @@ from distmetric.functional.tuples import Tuples
 from distmetric.miners import (
     BatchEasyHardMiner,
     BatchHardMiner,
-    Dial,
     DistanceWeightedMiner,
     HardnessMiner,
     Miner,
@@ -211,5 +210,3 @@ CASES = [
     hardness("half_random", "kth", "all", k=2, random_fraction=0.5),
     hardness("random", "hardest", "random", random_fraction=1.0),
 ]
-RANDOM_CASES = [case for case in CASES if case.name.startswith(("distance_weighted", "hardness"))]
-SCHEDULED = Dial(start=50, end=10, begin_step=100, end_step=300)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from distmetric.errors import ConfigError, InputError
-from distmetric.models.conv import ConvTrunk
 from distmetric.functional.distances import unit_length
+from distmetric.models.conv import ConvTrunk
 from distmetric.models.embedder import Embedder
 from distmetric.models.pooling import GeMPool
 from distmetric.models.resnet import SmallResNet
