@@ -64,7 +64,7 @@ def validate(config: Config) -> None:
             f"{sampler.samples_per_class} = {batch} rows cannot be divided among trainer.num_workers="
             f"{trainer.num_workers}: set sampler.classes_per_batch={nearest}"
         )
-    _check_memories(config, batch)
+    _check_losses(config, batch)
     known = {f"recall_at_{k}" for k in config.eval.ks} | {"map_at_r", "r_precision"}
     if config.checkpoint.best_metric not in known:
         raise ConfigError(
@@ -76,8 +76,12 @@ def validate(config: Config) -> None:
         raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
 
 
-def _check_memories(config: Config, batch: int) -> None:
+def _check_losses(config: Config, batch: int) -> None:
     for key, loss in nested_losses(config.loss):
+        if loss.name == "centroid_bound" and config.miner.name != "none":
+            raise ConfigError(
+                f"miner={config.miner.name} chooses pairs, and {key}.name={loss.name} looks at none: set miner=none"
+            )
         if isinstance(loss, CrossBatchMemoryConfig) and loss.memory_size < batch:
             raise ConfigError(
                 f"{key}.memory_size={loss.memory_size} is too small for a batch of {batch} rows: "

@@ -16,9 +16,9 @@ Distance = Literal["euclidean", "squared_euclidean", "cosine", "dot_product"]
 
 DISTANCES: tuple[Distance, ...] = ("euclidean", "squared_euclidean", "cosine", "dot_product")
 
-# What a block of B_block x N distances may take; about the size of a CPU's last-level cache, and on a GPU still
-# a matrix multiplication large enough to fill it.
-BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+# What a block of B_block x N distances may take: about the size of a CPU's last-level cache, and large enough for its
+# threads not to wait for each other more than they compute; on a GPU a multiplication large enough to fill it.
+BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 # Fewer rows than this make a matrix multiplication that reads the columns more than it computes.
 MIN_BLOCK_ROWS = 64
 

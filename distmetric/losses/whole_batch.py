@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -45,12 +43,7 @@ class WholeBatchLoss(MetricLoss):
         """
         if batch.gather_rows is None:
             raise ValueError("a loss of another library needs the batch itself as its columns")
-        chosen = batch.tuples
-        indices: tuple[Any, ...] | None = None
-        if chosen is not None:
-            indices = (chosen.anchors_of_positives, chosen.positives)
-            indices += () if chosen.triplets else (chosen.anchors_of_negatives,)
-            indices += (chosen.negatives,)
+        indices = None if batch.tuples is None else batch.tuples.indices()
         total = self.loss(batch.columns, batch.column_labels, indices)
         one = torch.ones((), device=total.device)
         return [LossTerm(total, one, one, (total.detach() != 0).sum())]

@@ -20,7 +20,8 @@ from distmetric.data.glyphs import glyph_catalog
 from distmetric.distributed.loss import DistributedLoss
 from distmetric.distributed.parallel import average_buffers, parallel
 from distmetric.distributed.replica import Replica
-from distmetric.errors import InputError, ResourceError, UserError
+from distmetric.errors import ConfigError, InputError, ResourceError, UserError
+from distmetric.losses.base import MetricLoss
 from distmetric.losses.build import LossContext, build_loss
 from distmetric.miners.base import Miner
 from distmetric.miners.build import build_miner
@@ -110,8 +111,7 @@ class Worker:
         self.embedder.to(device, self.dtype)
         self.model = parallel(self.embedder, replica, device)
         miner = build_miner(config.miner, config.seed)
-        self.criterion = DistributedLoss(build_loss(config.loss, self._loss_context(miner)), replica, miner)
-        self.criterion.to(device, self.dtype)
+        self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
         self.trained_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # what watches and keeps
@@ -247,9 +247,14 @@ class Worker:
         self.step = step
         self.progress.start_at(step)
 
-    def _loss_context(self, miner: Miner | None) -> LossContext:
+    def _loss(self, miner: Miner | None) -> MetricLoss:
+        config = self.config
         counts = np.unique(self.catalog.labels[self.train_rows], return_counts=True)[1]
-        return LossContext(counts.tolist(), self.config.model.embedding_dim, self.config.seed, miner)
+        context = LossContext(counts.tolist(), config.model.embedding_dim, config.seed, miner)
+        try:
+            return build_loss(config.loss, context)
+        except ValueError as error:  # settings that do not fit the number of classes or dimensions
+            raise ConfigError(f"loss={config.loss.name} with this data and model: {error}") from error
 
     def _image_store(self) -> ImageStore:
         model, data = self.config.model, self.config.data

@@ -105,6 +105,23 @@ def test_contradictions_are_told_with_the_fix(changes: dict[str, Any], message: 
     assert message_for(changes) == message
 
 
+def test_a_miner_needs_a_loss_that_looks_at_pairs() -> None:
+    from distmetric.losses.build import WeightedPartConfig, WeightedSumLossConfig
+    from distmetric.losses.centroid_bound import CentroidBoundLossConfig
+    from distmetric.miners.batch_hard import BatchHardMinerConfig
+
+    both = WeightedSumLossConfig(
+        parts={
+            "a": WeightedPartConfig(loss=CONFIG.loss),
+            "b": WeightedPartConfig(loss=CentroidBoundLossConfig()),
+        }
+    )
+    message = message_for({"loss": both, "miner": BatchHardMinerConfig()})
+    assert message == (
+        "miner=batch_hard chooses pairs, and loss.parts.b.loss.name=centroid_bound looks at none: set miner=none"
+    )
+
+
 def test_color_is_fine_for_catalogs_and_metrics_follow_their_ks() -> None:
     validate(changed(CONFIG, {"data": c.CatalogDataConfig(path="x"), "model.channels": 3}))
     validate(changed(CONFIG, {"eval.ks": [3], "checkpoint.best_metric": "recall_at_3"}))

@@ -56,7 +56,6 @@ class Case:
         listed: Whether the loss over all pairs, listed by a miner, is the loss without a miner.
         exact_gradient: Whether the gradient is the derivative of the value, with nothing taken as constant.
         by_position: Whether rows are chosen by their place in the batch.
-        extra_mib: What a batch of 8192 may take beyond one of 512, in MiB.
     """
 
     name: str
@@ -69,7 +68,6 @@ class Case:
     listed: bool = False
     exact_gradient: bool = True
     by_position: bool = False
-    extra_mib: float = 100.0
 
 
 def simple(loss: Callable[[], MetricLoss]) -> Callable[[int, int], MetricLoss]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from distmetric.distributed.replica import Replica
+from distmetric.errors import ConfigError
 from distmetric.training.worker import Worker
 from runs import ListTracker, run_once, tiny_config
 
@@ -42,3 +43,9 @@ def test_a_short_run_learns(name: str, glyph_cache: Path, tmp_path: Path) -> Non
     )
     assert last < first
     assert result.metrics["recall_at_1"] > before
+
+
+def test_settings_that_do_not_fit_the_data_are_told_in_one_line(glyph_cache: Path, tmp_path: Path) -> None:
+    config = tiny_config(glyph_cache, "loss=centroid_bound", "loss.placement=one_hot")
+    with pytest.raises(ConfigError, match=r"loss=centroid_bound with this data and model: .*one_hot"):
+        Worker(config, str(tmp_path), ListTracker(), Replica(), CPU)
