@@ -21,6 +21,8 @@ DISTANCES: tuple[Distance, ...] = ("euclidean", "squared_euclidean", "cosine", "
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
 # Fewer rows than this make a matrix multiplication that reads the columns more than it computes.
 MIN_BLOCK_ROWS = 64
+# More rows have more columns that may share a label with one of them, and work on those grows with the square.
+MAX_BLOCK_ROWS = {"cpu": 256, "cuda": 2048}
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -41,8 +43,17 @@ def row_blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]
     """Slices of rows such that a block of rows x columns of the type of `like` is about `BLOCK_BYTES` large."""
     budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
     rows = max(MIN_BLOCK_ROWS, budget // max(1, num_columns * like.element_size()))
+    rows = min(rows, MAX_BLOCK_ROWS.get(like.device.type, MAX_BLOCK_ROWS["cpu"]))
     for start in range(0, num_rows, rows):
         yield slice(start, min(start + rows, num_rows))
+
+
+def pair_chunks(num_pairs: int, like: Tensor) -> Iterator[slice]:
+    """Slices of listed pairs such that a row of `like` (N, D) for each of them is about `BLOCK_BYTES` large."""
+    budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
+    size = max(1, budget // max(1, like.shape[1] * like.element_size()))
+    for start in range(0, num_pairs, size):
+        yield slice(start, min(start + size, num_pairs))
 
 
 def similarity_at_zero(distance: Distance) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distmetric.functional.distances import BLOCK_BYTES, Distance, paired_distances
+from distmetric.functional.distances import Distance, pair_chunks, paired_distances
 from distmetric.functional.joint_batch import JointBatch
 
 
@@ -38,7 +37,7 @@ class _ListedDistances(torch.autograd.Function):
         ctx: Any, anchors: Tensor, columns: Tensor, rows: Tensor, others: Tensor, distance: Distance
     ) -> Tensor:
         result = anchors.new_empty(len(rows))
-        for part in _chunks(len(rows), anchors):
+        for part in pair_chunks(len(rows), anchors):
             result[part] = paired_distances(anchors[rows[part]], columns[others[part]], distance)
         ctx.save_for_backward(anchors, columns, rows, others, result)
         ctx.distance = distance
@@ -53,7 +52,7 @@ class _ListedDistances(torch.autograd.Function):
             weights = grad / torch.where(distances > 0, distances, torch.inf)
         else:
             weights = 2 * grad if ctx.distance == "squared_euclidean" else -grad
-        for part in _chunks(len(rows), anchors):
+        for part in pair_chunks(len(rows), anchors):
             row, other, weight = rows[part], others[part], weights[part, None]
             if ctx.distance in ("euclidean", "squared_euclidean"):
                 pull = (anchors[row] - columns[other]).mul_(weight)
@@ -63,10 +62,3 @@ class _ListedDistances(torch.autograd.Function):
                 to_anchors.index_add_(0, row, columns[other] * weight)
                 to_columns.index_add_(0, other, anchors[row] * weight)
         return to_anchors, to_columns, None, None, None
-
-
-def _chunks(num_pairs: int, like: Tensor) -> Iterator[slice]:
-    budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
-    size = max(1, budget // max(1, like.shape[1] * like.element_size()))
-    for start in range(0, num_pairs, size):
-        yield slice(start, min(start + size, num_pairs))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distmetric.functional.distances import Distance, row_blocks
+from distmetric.functional.distances import Distance, pair_chunks, row_blocks
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.label_bands import label_ranges
 
@@ -178,7 +178,7 @@ class SortedPairs:
         assert near is not None, "a block without near pairs has no differences"
         # Of the embeddings as they came: their difference is exact, while moving the origin has rounded.
         rows, columns = block.rows[near.anchors], self.order[near.columns]
-        for part in row_blocks(len(rows), self.columns.shape[1], self.columns):
+        for part in pair_chunks(len(rows), self.columns):
             yield part, self._batch.anchors.detach()[rows[part]] - self._batch.columns.detach()[columns[part]]
 
     def _factors(self) -> tuple[Tensor, Tensor, float]:
