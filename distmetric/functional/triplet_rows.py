@@ -70,11 +70,13 @@ def _one_by_one(
     num_active = torch.zeros_like(values)
     if block.gradient is not None:
         block.gradient.zero_()
+    spare = torch.empty_like(block.scratch if margin == "soft" else values)
+    zero = values.new_zeros(())
     for place, is_positive in each_positive(block):
         threshold = thresholds.gather(1, place).masked_fill_(~is_positive, -torch.inf)
         excess = torch.sub(threshold, block.distances, out=block.scratch)
         if margin == "soft":
-            terms = F.softplus(excess)
+            terms = torch.logaddexp(excess, zero, out=spare)
             num_active += (terms > active_above).sum(1)
             slopes = excess.sigmoid_()
             values += terms.sum(1)
