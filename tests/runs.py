@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from numpy.typing import NDArray
 
 from distmetric.config import schema
 from distmetric.config.compose import compose
@@ -69,6 +72,18 @@ class ListTracker:
 
     def series(self, name: str) -> dict[int, float]:
         return {step: metrics[name] for step, metrics in self.logged if name in metrics}
+
+
+def final_state(
+    config: Config, run_dir: Path, fail_at: int | None = None
+) -> tuple[list[NDArray[Any]], ListTracker]:
+    """The model's and the loss's tensors after a run, resumed after it was stopped at a step, and the last tracker."""
+    if fail_at is not None:
+        with pytest.raises(InterruptedError):
+            run_once(config, run_dir, ListTracker(fail_at))
+    worker, _, tracker = run_once(config, run_dir)
+    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
+    return [tensor.numpy().copy() for tensor in state], tracker
 
 
 def run_once(

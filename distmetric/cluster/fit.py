@@ -19,8 +19,8 @@ from distmetric.cluster.worker import train_worker
 from distmetric.config.decode import decode
 from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, TrainerConfig
 from distmetric.config.validate import validate
+from distmetric.locations import absolute
 from distmetric.tracking.tracked_run import TrackedRun
-from distmetric.training.checkpoint import absolute
 from distmetric.training.saved_model import config_dict
 from distmetric.training.worker import build_sampler, known_attributes, open_data
 

@@ -16,9 +16,10 @@ from pyarrow import fs
 
 from distmetric.config.schema import Config
 from distmetric.data.decode import ImageStore, available_cores
+from distmetric.locations import open_location
 from distmetric.reports.run_report import RunReport, write_run_report
 from distmetric.tracking.tracked_run import TrackedRun, git_revision
-from distmetric.training.checkpoint import open_location, read_checkpoint
+from distmetric.training.checkpoint import read_checkpoint
 from distmetric.training.embedding import embed
 from distmetric.training.saved_model import config_dict, load_embedder
 from distmetric.training.worker import open_data

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from distmetric.config.schema import Config
 from distmetric.errors import InputError
-from distmetric.training.checkpoint import absolute, open_location
+from distmetric.locations import absolute, open_location
 
 _RUN_FILE = "run.json"
 

@@ -98,8 +98,7 @@ class DistributedLoss(nn.Module):
         with torch.no_grad():
             tuples = Tuples.of(self.miner(whole.columns.detach(), whole.column_labels))
         self._check_equal(tuples.fingerprint(), 0.0, "miner", self.miner)
-        if batch.anchor_index is None or len(batch.anchor_index) == len(batch.columns):
-            return batch.with_tuples(tuples)
+        assert batch.anchor_index is not None, "the joint batch of all ranks"
         first = int(batch.anchor_index[0]) if len(batch.anchor_index) else 0
         return batch.with_tuples(tuples.of_anchors(first, len(batch.anchors)))
 

@@ -50,6 +50,14 @@ class Replica:
         dist.broadcast(box, group_src=0, group=self.group)
         return float(box.item())
 
+    def min(self, value: float, device: torch.device | str = "cpu") -> float:
+        """The least of the numbers that the ranks hold; whole ones are exact up to 2^53."""
+        if self.world_size == 1:
+            return value
+        box = torch.tensor([value], dtype=torch.float64, device=device)
+        dist.all_reduce(box, dist.ReduceOp.MIN, group=self.group)
+        return float(box.item())
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:

@@ -114,7 +114,7 @@ class _Tiles:
     def __init__(self, num_rows: int, vectors: Tensor, scores: ClassScores, wanted: bool) -> None:
         self._scores, self._wanted = scores, wanted
         k, size = scores.vectors, vectors.element_size()
-        budget = distances.BLOCK_BYTES.get(vectors.device.type, distances.BLOCK_BYTES["cpu"])
+        budget = distances.block_bytes(vectors.device)
         # So few rows that their tiles take about as much as the vectors, unless everything is small.
         rows = max(distances.MIN_BLOCK_ROWS, vectors.shape[1], budget // (len(vectors) * size))
         self._rows = max(1, min(rows, num_rows))

@@ -25,6 +25,11 @@ MIN_BLOCK_ROWS = 64
 MAX_BLOCK_ROWS = {"cpu": 256, "cuda": 2048}
 
 
+def block_bytes(device: torch.device) -> int:
+    """`BLOCK_BYTES` of a device."""
+    return BLOCK_BYTES.get(device.type, BLOCK_BYTES["cpu"])
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in float32 where its type is narrower: distances cancel, and half precision has nothing to spare."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -41,7 +46,7 @@ def unit_length(embeddings: Tensor) -> Tensor:
 
 def row_blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]:
     """Slices of rows such that a block of rows x columns of the type of `like` is about `BLOCK_BYTES` large."""
-    budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
+    budget = block_bytes(like.device)
     rows = max(MIN_BLOCK_ROWS, budget // max(1, num_columns * like.element_size()))
     rows = min(rows, MAX_BLOCK_ROWS.get(like.device.type, MAX_BLOCK_ROWS["cpu"]))
     for start in range(0, num_rows, rows):
@@ -50,7 +55,7 @@ def row_blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]
 
 def pair_chunks(num_pairs: int, like: Tensor) -> Iterator[slice]:
     """Slices of listed pairs such that a row of `like` (N, D) for each of them is about `BLOCK_BYTES` large."""
-    budget = BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cpu"])
+    budget = block_bytes(like.device)
     size = max(1, budget // max(1, like.shape[1] * like.element_size()))
     for start in range(0, num_pairs, size):
         yield slice(start, min(start + size, num_pairs))

@@ -12,14 +12,19 @@ def label_ranges(labels: Tensor, sorted_labels: Tensor) -> tuple[Tensor, Tensor]
     return first, torch.searchsorted(sorted_labels, labels, right=True)
 
 
+def expanded_ranges(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+    """Write out ranges first_i .. last_i - 1: for each of their members i, ascending, and the member itself."""
+    count = last - first
+    ranges = torch.repeat_interleave(torch.arange(len(first), device=first.device), count)
+    within = torch.arange(len(ranges), device=first.device) - (count.cumsum(0) - count)[ranges]
+    return ranges, first[ranges] + within
+
+
 def positive_columns(labels: Tensor, column_labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns, (P,) int64 each, of all entries of equal label, by ascending row.
 
     Cost: N log N + P, for P such entries.
     """
     sorted_labels, order = torch.sort(column_labels, stable=True)
-    first, last = label_ranges(labels, sorted_labels)
-    count = last - first
-    rows = torch.repeat_interleave(torch.arange(len(labels), device=labels.device), count)
-    within = torch.arange(len(rows), device=labels.device) - (count.cumsum(0) - count)[rows]
-    return rows, order[first[rows] + within]
+    rows, places = expanded_ranges(*label_ranges(labels, sorted_labels))
+    return rows, order[places]

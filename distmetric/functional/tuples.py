@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from distmetric.functional.distances import row_blocks
-from distmetric.functional.label_bands import positive_columns
+from distmetric.functional.distinct_pairs import distinct_pairs
+from distmetric.functional.index_lists import collected
+from distmetric.functional.label_bands import expanded_ranges, label_ranges, positive_columns
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ class Tuples:
             self.triplets,
         )
 
+    def distinct(self, num_columns: int) -> Tuples:
+        """Each pair once, for losses that sum over sets of columns; `num_columns` is above every column."""
+        return Tuples(
+            *distinct_pairs(self.anchors_of_positives, self.positives, num_columns),
+            *distinct_pairs(self.anchors_of_negatives, self.negatives, num_columns),
+            triplets=False,
+        )
+
     def fingerprint(self) -> Tensor:
         """A whole number below 10^6, float64, that other tuples hardly have too."""
         number = torch.zeros((), dtype=torch.int64, device=self.positives.device)
@@ -85,12 +95,8 @@ class Tuples:
         # For each positive pair, the run of its anchor's negatives in a list sorted by anchor.
         order = torch.argsort(self.anchors_of_negatives, stable=True)
         sorted_anchors = self.anchors_of_negatives[order]
-        first = torch.searchsorted(sorted_anchors, self.anchors_of_positives)
-        count = torch.searchsorted(sorted_anchors, self.anchors_of_positives, right=True) - first
-        pair = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-        within = torch.arange(len(pair), device=count.device) - (count.cumsum(0) - count)[pair]
-        negatives = self.negatives[order[first[pair] + within]]
-        return self.anchors_of_positives[pair], self.positives[pair], negatives
+        pair, places = expanded_ranges(*label_ranges(self.anchors_of_positives, sorted_anchors))
+        return self.anchors_of_positives[pair], self.positives[pair], self.negatives[order[places]]
 
 
 def all_positive_pairs(
@@ -125,9 +131,11 @@ def all_negative_pairs(labels: Tensor, column_labels: Tensor) -> tuple[Tensor, T
         Two (Q,) int64 tensors, rows of anchors (ascending) and of columns. Q is B (N - K) for K rows a class, which
         is what the list costs; masks come and go in blocks.
     """
-    anchors, columns = ([torch.empty(0, dtype=torch.int64, device=labels.device)] for _ in range(2))
-    for rows in row_blocks(len(labels), len(column_labels), labels):
-        row, column = (labels[rows, None] != column_labels).nonzero().unbind(1)
-        anchors.append(row + rows.start)
-        columns.append(column.contiguous())
-    return torch.cat(anchors), torch.cat(columns)
+
+    def blocks() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in row_blocks(len(labels), len(column_labels), labels):
+            row, column = (labels[rows, None] != column_labels).nonzero().unbind(1)
+            yield row + rows.start, column
+
+    anchors, columns = collected(blocks(), 2, labels)
+    return anchors, columns

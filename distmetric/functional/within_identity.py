@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from distmetric.functional.distances import BLOCK_BYTES, paired_distances
+from distmetric.functional.distances import block_bytes, paired_distances
+from distmetric.functional.index_lists import collected
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.label_bands import label_ranges
+from distmetric.functional.label_bands import expanded_ranges, label_ranges
 from distmetric.functional.segments import segment_extreme
 from distmetric.functional.tuples import Tuples
 
@@ -51,15 +52,17 @@ def identity_extremes(
         columns decides nothing. Cost: N log N + P S for the P pairs of equal label; memory O(B), the pairs that
         are returned, and a few blocks of `BLOCK_BYTES`.
     """
-    nearest: list[tuple[Tensor, Tensor]] = []
-    farthest: list[tuple[Tensor, Tensor]] = []
-    for rows, columns in _same_label_pairs(batch, width=side.shape[1]):
-        values = distance(side[rows], column_side[columns])
-        for largest, found in ((False, nearest), (True, farthest)):
-            extreme = segment_extreme(values, rows, len(side), largest)
-            chosen = values == extreme[rows]
-            found.append((rows[chosen], columns[chosen]))
-    return Tuples(*_joined(nearest, batch), *_joined(farthest, batch), triplets=False)
+
+    def blocks() -> Iterator[tuple[Tensor, ...]]:
+        for rows, columns in _same_label_pairs(batch, width=side.shape[1]):
+            values = distance(side[rows], column_side[columns])
+            chosen = (
+                values == segment_extreme(values, rows, len(side), largest)[rows] for largest in (False, True)
+            )
+            yield tuple(part[kept] for kept in chosen for part in (rows, columns))
+
+    near_rows, nearest, far_rows, farthest = collected(blocks(), 4, batch.labels)
+    return Tuples(near_rows, nearest, far_rows, farthest, triplets=False)
 
 
 def _same_label_pairs(batch: JointBatch, width: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -67,23 +70,14 @@ def _same_label_pairs(batch: JointBatch, width: int) -> Iterator[tuple[Tensor, T
     sorted_labels, order = torch.sort(batch.column_labels, stable=True)
     first, last = label_ranges(batch.labels, sorted_labels)
     counts = last - first
-    at_once = max(1, BLOCK_BYTES.get(order.device.type, BLOCK_BYTES["cpu"]) // (8 * max(1, width)))
+    at_once = max(1, block_bytes(order.device) // (8 * max(1, width)))
     # A block ends where another `at_once` pairs are full; one more row of pairs may be in it.
     full = counts.cumsum(0).sub_(1).div_(at_once, rounding_mode="floor")
     sizes = torch.unique_consecutive(full, return_counts=True)[1].tolist()
     for anchors in torch.split(torch.arange(len(counts), device=order.device), sizes):
-        count = counts[anchors]
-        rows = torch.repeat_interleave(anchors, count)
-        run = torch.repeat_interleave(first[anchors] - (count.cumsum(0) - count), count)
-        columns = order[run + torch.arange(len(rows), device=order.device)]
+        block_rows, places = expanded_ranges(first[anchors], last[anchors])
+        rows, columns = anchors[block_rows], order[places]
         if batch.anchor_index is not None:
             other = columns != batch.anchor_index[rows]
             rows, columns = rows[other], columns[other]
         yield rows, columns
-
-
-def _joined(found: list[tuple[Tensor, Tensor]], batch: JointBatch) -> tuple[Tensor, Tensor]:
-    if not found:
-        return (torch.empty(0, dtype=torch.int64, device=batch.labels.device),) * 2
-    rows, columns = (torch.cat(part) for part in zip(*found, strict=True))
-    return rows, columns

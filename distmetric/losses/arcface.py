@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.checks import check_positive
 from distmetric.losses.class_loss import ClassLoss
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.distances import at_least_float32
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.attribute_loss import AttributeLoss, check_names, named

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.distances import Distance
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances

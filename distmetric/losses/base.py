@@ -8,10 +8,11 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.distances import DISTANCES, Distance
 from distmetric.functional.joint_batch import JointBatch, single_batch
-from distmetric.functional.row_sums import RowSums
+from distmetric.functional.pair_blocks import PairBlock
+from distmetric.functional.row_sums import Row, RowSums, sum_rows
 from distmetric.functional.tuples import Tuples
 
 Reduction = Literal["mean", "nonzero_mean", "sum"]
@@ -134,6 +135,24 @@ class MetricLoss(nn.Module):
         return LossTerm(sums.total, count, sums.num_terms, sums.num_active, weight)
 
 
+class RowLoss(MetricLoss):
+    """A loss whose term of an anchor looks at the row of its distances only, or at those that a miner has listed."""
+
+    def terms(self, batch: JointBatch) -> list[LossTerm]:
+        """See `MetricLoss.terms`."""
+        if batch.tuples is None:
+            return [self.reduced(sum_rows(batch, self.distance, self.anchor_rows))]
+        return [self.reduced(self.listed(batch, batch.tuples))]
+
+    def anchor_rows(self, block: PairBlock) -> Row:
+        """The anchors' terms and their derivative by every distance in their rows, see `sum_rows`."""
+        raise NotImplementedError
+
+    def listed(self, batch: JointBatch, chosen: Tuples) -> RowSums:
+        """The sum of the anchors' terms over listed pairs, differentiable."""
+        raise NotImplementedError
+
+
 def loss_value(terms: list[LossTerm]) -> Tensor:
     """The loss of a process that is on its own."""
     values = []
@@ -152,6 +171,25 @@ def listed_sums(terms: Tensor, active_above: float = 0.0) -> RowSums:
     """Sum (T,) terms, counting them and those above `active_above`."""
     number = torch.tensor(len(terms), device=terms.device)
     return RowSums(terms.sum(), number, (terms.detach() > active_above).sum())
+
+
+def check_classes(batch: JointBatch, num_classes: int, embedding_size: int) -> None:
+    """Check a batch for a loss that was made for certain classes.
+
+    Raises:
+        ValueError: If a label is not one of them, or embeddings have another length.
+    """
+    if batch.anchors.shape[1] != embedding_size:
+        raise ValueError(
+            f"embeddings have length {batch.anchors.shape[1]}, but the loss was made with "
+            f"embedding_size={embedding_size}"
+        )
+    labels = batch.column_labels
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, "
+            f"but the loss was made with num_classes={num_classes}: number the classes from 0"
+        )
 
 
 def live_zero(batch: JointBatch) -> Tensor:

@@ -14,7 +14,7 @@ from distmetric.functional.distances import paired_distances
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, sum_rows
-from distmetric.losses.base import LossTerm, MetricLoss, Reduction
+from distmetric.losses.base import LossTerm, MetricLoss, Reduction, check_classes
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -124,17 +124,7 @@ class CentroidBoundLoss(MetricLoss):
         if batch.tuples is not None or batch.gather_rows is None:
             what = "no ref_emb" if batch.tuples is None else "no indices_tuple of a miner"
             raise ValueError(f"CentroidBoundLoss compares with fixed centroids: it takes {what}")
-        if batch.anchors.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings have length {batch.anchors.shape[1]}, "
-                f"but the loss was made with embedding_size={self.embedding_size}"
-            )
-        labels = batch.column_labels
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(
-                f"labels go from {int(labels.min())} to {int(labels.max())}, "
-                f"but the loss was made with num_classes={self.num_classes}: number the classes from 0"
-            )
+        check_classes(batch, self.num_classes, self.embedding_size)
         return super().parts(batch)
 
     def terms(self, batch: JointBatch) -> list[LossTerm]:

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.distances import Distance
-from distmetric.functional.distinct_pairs import distinct_pairs
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.pair_blocks import PairBlock
-from distmetric.functional.row_sums import Row, RowSums, sum_rows
+from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_counts, segment_logsumexp
-from distmetric.losses.base import LossTerm, MetricLoss, Reduction
-from distmetric.losses.checks import check_positive
+from distmetric.functional.tuples import Tuples
+from distmetric.losses.base import Reduction, RowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -41,7 +41,7 @@ class CircleLossConfig:
         check_positive(gamma=self.gamma)
 
 
-class CircleLoss(MetricLoss):
+class CircleLoss(RowLoss):
     """Circle loss of labeled pairs.
 
     Formula, with s the cosine and, for a pair's own weight, a_p = [1 + m - s_ap]_+ and a_n = [s_an + m]_+:
@@ -86,13 +86,8 @@ class CircleLoss(MetricLoss):
         self.m = m
         self.gamma = gamma
 
-    def terms(self, batch: JointBatch) -> list[LossTerm]:
-        """See `MetricLoss.terms`; one term per anchor."""
-        if batch.tuples is None:
-            return [self.reduced(sum_rows(batch, self.distance, self._anchor_rows))]
-        return [self.reduced(self._listed(batch))]
-
-    def _anchor_rows(self, block: PairBlock) -> Row:
+    def anchor_rows(self, block: PairBlock) -> Row:
+        """See `RowLoss.anchor_rows`; one term per anchor."""
         # With d = 1 - s a pair's weight is w = [d + m]_+ or [1 - d + m]_+, and its exponent gamma w (w - 2 m), which
         # is gamma ((w - m)^2 - m^2).
         valid = (block.num_positives > 0) & (block.num_negatives > 0)
@@ -115,13 +110,12 @@ class CircleLoss(MetricLoss):
             block.gradient[:, block.band] += weights_of_pulls.mul_(slope[:, None])
         return Row(values, valid, values > 0)
 
-    def _listed(self, batch: JointBatch) -> RowSums:
-        chosen, size, num_columns = batch.tuples, len(batch.labels), len(batch.column_labels)
-        assert chosen is not None
-        anchors, positives = distinct_pairs(chosen.anchors_of_positives, chosen.positives, num_columns)
-        others, negatives = distinct_pairs(chosen.anchors_of_negatives, chosen.negatives, num_columns)
-        near = listed_distances(batch, anchors, positives, self.distance)
-        far = 1 - listed_distances(batch, others, negatives, self.distance)
+    def listed(self, batch: JointBatch, chosen: Tuples) -> RowSums:
+        """See `RowLoss.listed`."""
+        size, chosen = len(batch.labels), chosen.distinct(len(batch.column_labels))
+        anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
+        near = listed_distances(batch, anchors, chosen.positives, self.distance)
+        far = 1 - listed_distances(batch, others, chosen.negatives, self.distance)
         total = segment_logsumexp(self._exponents(near), anchors, size) + (
             segment_logsumexp(self._exponents(far), others, size)
         )

@@ -11,7 +11,7 @@ from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.row_sums import RowSums
 from distmetric.functional.tuple_weights import column_weights
-from distmetric.losses.base import ACTIVE_ABOVE, LossTerm, MetricLoss, Reduction
+from distmetric.losses.base import ACTIVE_ABOVE, LossTerm, MetricLoss, Reduction, check_classes
 
 
 class ClassLoss(MetricLoss):
@@ -59,17 +59,7 @@ class ClassLoss(MetricLoss):
         """
         if batch.gather_rows is None:
             raise ValueError(f"{type(self).__name__} compares with learned vectors: it takes no ref_emb")
-        if batch.anchors.shape[1] != self.embedding_size:
-            raise ValueError(
-                f"embeddings have length {batch.anchors.shape[1]}, "
-                f"but the loss was made with embedding_size={self.embedding_size}"
-            )
-        labels = batch.column_labels
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise ValueError(
-                f"labels go from {int(labels.min())} to {int(labels.max())}, "
-                f"but the loss was made with num_classes={self.num_classes}: number the classes from 0"
-            )
+        check_classes(batch, self.num_classes, self.embedding_size)
         return super().parts(batch)
 
     def unit_vectors(self, batch: JointBatch) -> Tensor:

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from distmetric.functional.distances import Distance
-from distmetric.functional.distinct_pairs import distinct_pairs
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.pair_blocks import PairBlock
-from distmetric.functional.row_sums import Row, RowSums, sum_rows
+from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_counts, segment_logsumexp
-from distmetric.losses.base import LossTerm, MetricLoss, Reduction
+from distmetric.functional.tuples import Tuples
+from distmetric.losses.base import Reduction, RowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -33,7 +33,7 @@ class GeneralizedLiftedStructureLossConfig:
     """Mean over anchors (mean), over those above 0 (nonzero_mean), or sum."""
 
 
-class GeneralizedLiftedStructureLoss(MetricLoss):
+class GeneralizedLiftedStructureLoss(RowLoss):
     """Generalized lifted structured loss.
 
     Formula: L = mean_a [ log sum_{p != a, y_p = y_a} e^{D_ap - beta} + log sum_{n: y_n != y_a} e^{alpha - D_an} ]_+
@@ -66,13 +66,8 @@ class GeneralizedLiftedStructureLoss(MetricLoss):
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
 
-    def terms(self, batch: JointBatch) -> list[LossTerm]:
-        """See `MetricLoss.terms`; one term per anchor."""
-        if batch.tuples is None:
-            return [self.reduced(sum_rows(batch, self.distance, self._anchor_rows))]
-        return [self.reduced(self._listed(batch))]
-
-    def _anchor_rows(self, block: PairBlock) -> Row:
+    def anchor_rows(self, block: PairBlock) -> Row:
+        """See `RowLoss.anchor_rows`; one term per anchor."""
         valid = (block.num_positives > 0) & (block.num_negatives > 0)
         positives = block.positives_of(block.distances, -torch.inf)
         to_positives = positives.logsumexp(1)
@@ -88,14 +83,12 @@ class GeneralizedLiftedStructureLoss(MetricLoss):
             block.gradient[:, block.band] += pull
         return Row(values, valid, active)
 
-    def _listed(self, batch: JointBatch) -> RowSums:
-        chosen, size = batch.tuples, len(batch.labels)
-        assert chosen is not None
-        num_columns = len(batch.column_labels)
-        anchors, positives = distinct_pairs(chosen.anchors_of_positives, chosen.positives, num_columns)
-        others, negatives = distinct_pairs(chosen.anchors_of_negatives, chosen.negatives, num_columns)
-        near = listed_distances(batch, anchors, positives, self.distance)
-        far = listed_distances(batch, others, negatives, self.distance)
+    def listed(self, batch: JointBatch, chosen: Tuples) -> RowSums:
+        """See `RowLoss.listed`."""
+        size, chosen = len(batch.labels), chosen.distinct(len(batch.column_labels))
+        anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
+        near = listed_distances(batch, anchors, chosen.positives, self.distance)
+        far = listed_distances(batch, others, chosen.negatives, self.distance)
         valid = (segment_counts(anchors, size) > 0) & (segment_counts(others, size) > 0)
         lifted = segment_logsumexp(near - self.pos_margin, anchors, size) + (
             segment_logsumexp(self.neg_margin - far, others, size)

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.distances import Distance
-from distmetric.functional.distinct_pairs import distinct_pairs
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.pair_blocks import PairBlock
-from distmetric.functional.row_sums import Row, RowSums, sum_rows
+from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_logsumexp
-from distmetric.losses.base import LossTerm, MetricLoss, Reduction
-from distmetric.losses.checks import check_positive
+from distmetric.functional.tuples import Tuples
+from distmetric.losses.base import Reduction, RowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -48,7 +48,7 @@ class MultiSimilarityLossConfig:
         check_positive(alpha=self.alpha, beta=self.beta)
 
 
-class MultiSimilarityLoss(MetricLoss):
+class MultiSimilarityLoss(RowLoss):
     """Multi-similarity loss with the multi-similarity miner in the same pass.
 
     Formula, with base lambda and over all anchors:
@@ -104,13 +104,8 @@ class MultiSimilarityLoss(MetricLoss):
         """The base as a distance: exponents are alpha (D - base_distance) and beta (base_distance - D)."""
         return {"cosine": 1 - self.base, "dot_product": -self.base}.get(self.distance, self.base)
 
-    def terms(self, batch: JointBatch) -> list[LossTerm]:
-        """See `MetricLoss.terms`; one term per anchor."""
-        if batch.tuples is None:
-            return [self.reduced(sum_rows(batch, self.distance, self._anchor_rows))]
-        return [self.reduced(self._listed(batch))]
-
-    def _anchor_rows(self, block: PairBlock) -> Row:
+    def anchor_rows(self, block: PairBlock) -> Row:
+        """See `RowLoss.anchor_rows`; one term per anchor."""
         band = block.distances[:, block.band]
         kept = band.clone()
         nearest = block.fill_same_(block.distances, torch.inf).amin(1)
@@ -158,13 +153,12 @@ class MultiSimilarityLoss(MetricLoss):
         F.threshold(room, 0.0, -torch.inf, inplace=True)
         return torch.add(start[:, None], room, alpha=self.beta, out=room).exp_(), shift
 
-    def _listed(self, batch: JointBatch) -> RowSums:
-        chosen, size, num_columns = batch.tuples, len(batch.labels), len(batch.column_labels)
-        assert chosen is not None
-        anchors, positives = distinct_pairs(chosen.anchors_of_positives, chosen.positives, num_columns)
-        others, negatives = distinct_pairs(chosen.anchors_of_negatives, chosen.negatives, num_columns)
-        near = listed_distances(batch, anchors, positives, self.distance) - self.base_distance
-        far = self.base_distance - listed_distances(batch, others, negatives, self.distance)
+    def listed(self, batch: JointBatch, chosen: Tuples) -> RowSums:
+        """See `RowLoss.listed`."""
+        size, chosen = len(batch.labels), chosen.distinct(len(batch.column_labels))
+        anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
+        near = listed_distances(batch, anchors, chosen.positives, self.distance) - self.base_distance
+        far = self.base_distance - listed_distances(batch, others, chosen.negatives, self.distance)
         pulls = segment_logsumexp(near * self.alpha, anchors, size)
         pushes = segment_logsumexp(far * self.beta, others, size)
         zero = torch.zeros_like(pulls)

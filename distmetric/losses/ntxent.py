@@ -8,14 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.distances import Distance
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.pair_blocks import PairBlock
-from distmetric.functional.row_sums import Row, RowFunction, RowSums, sum_rows
+from distmetric.functional.row_sums import Row, RowFunction, RowSums
 from distmetric.functional.segments import segment_logsumexp
-from distmetric.losses.base import ACTIVE_ABOVE, LossTerm, MetricLoss, Reduction, listed_sums
-from distmetric.losses.checks import check_positive
+from distmetric.functional.tuples import Tuples
+from distmetric.losses.base import ACTIVE_ABOVE, Reduction, RowLoss, listed_sums
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -39,7 +40,7 @@ class NTXentLossConfig:
         check_positive(temperature=self.temperature)
 
 
-class NTXentLoss(MetricLoss):
+class NTXentLoss(RowLoss):
     """Normalized temperature-scaled cross entropy, also known as InfoNCE.
 
     Formula, over all positive pairs in both directions, with N(a) the negatives of a:
@@ -80,15 +81,12 @@ class NTXentLoss(MetricLoss):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def terms(self, batch: JointBatch) -> list[LossTerm]:
-        """See `MetricLoss.terms`; one term per directed positive pair."""
-        if batch.tuples is None:
-            return [self.reduced(sum_rows(batch, self.distance, one_positive_rows(self.temperature)))]
-        return [self.reduced(self._listed(batch))]
+    def anchor_rows(self, block: PairBlock) -> Row:
+        """See `RowLoss.anchor_rows`; one term per directed positive pair."""
+        return one_positive_rows(self.temperature)(block)
 
-    def _listed(self, batch: JointBatch) -> RowSums:
-        chosen = batch.tuples
-        assert chosen is not None
+    def listed(self, batch: JointBatch, chosen: Tuples) -> RowSums:
+        """See `RowLoss.listed`."""
         near = listed_distances(batch, chosen.anchors_of_positives, chosen.positives, self.distance)
         far = listed_distances(batch, chosen.anchors_of_negatives, chosen.negatives, self.distance)
         pushes = segment_logsumexp(-far / self.temperature, chosen.anchors_of_negatives, len(batch.labels))

@@ -8,12 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, sum_rows
 from distmetric.functional.tuple_weights import column_weights
 from distmetric.losses.base import ACTIVE_ABOVE, LossTerm
-from distmetric.losses.checks import check_positive
 from distmetric.losses.class_loss import ClassLoss
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.checks import check_positive
 from distmetric.losses.class_loss import ClassLoss
 
 

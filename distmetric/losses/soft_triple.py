@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice, check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.checks import check_positive
 from distmetric.losses.class_loss import ClassLoss
 
 Assignment = Literal["soft", "hard"]

@@ -8,15 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from distmetric.functional.checks import check_positive
 from distmetric.functional.distances import Distance
-from distmetric.functional.distinct_pairs import distinct_pairs
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.functional.pair_blocks import PairBlock
-from distmetric.functional.row_sums import Row, RowSums, sum_rows
+from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_counts, segment_logsumexp, segment_sum
-from distmetric.losses.base import LossTerm, MetricLoss, Reduction
-from distmetric.losses.checks import check_positive
+from distmetric.functional.tuples import Tuples
+from distmetric.losses.base import Reduction, RowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,7 +40,7 @@ class SupConLossConfig:
         check_positive(temperature=self.temperature)
 
 
-class SupConLoss(MetricLoss):
+class SupConLoss(RowLoss):
     """Supervised contrastive loss, in the form that averages outside of the logarithm.
 
     Formula: L = mean_a -1/|P(a)| sum_{p in P(a)} log( e^{s_ap / T} / sum_{c != a} e^{s_ac / T} ), with P(a) the
@@ -76,13 +76,8 @@ class SupConLoss(MetricLoss):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def terms(self, batch: JointBatch) -> list[LossTerm]:
-        """See `MetricLoss.terms`; one term per anchor."""
-        if batch.tuples is None:
-            return [self.reduced(sum_rows(batch, self.distance, self._anchor_rows))]
-        return [self.reduced(self._listed(batch))]
-
-    def _anchor_rows(self, block: PairBlock) -> Row:
+    def anchor_rows(self, block: PairBlock) -> Row:
+        """See `RowLoss.anchor_rows`; one term per anchor."""
         valid = (block.num_positives > 0) & (block.num_negatives > 0)
         nearest = block.distances.amin(1)
         nearest.masked_fill_(nearest == torch.inf, 0.0)
@@ -103,13 +98,12 @@ class SupConLoss(MetricLoss):
             block.gradient[:, block.band] += share[:, None] * block.positive
         return Row(values, valid, values > 0)
 
-    def _listed(self, batch: JointBatch) -> RowSums:
-        chosen, size, num_columns = batch.tuples, len(batch.labels), len(batch.column_labels)
-        assert chosen is not None
-        anchors, positives = distinct_pairs(chosen.anchors_of_positives, chosen.positives, num_columns)
-        others, negatives = distinct_pairs(chosen.anchors_of_negatives, chosen.negatives, num_columns)
-        near = -listed_distances(batch, anchors, positives, self.distance) / self.temperature
-        far = -listed_distances(batch, others, negatives, self.distance) / self.temperature
+    def listed(self, batch: JointBatch, chosen: Tuples) -> RowSums:
+        """See `RowLoss.listed`."""
+        size, chosen = len(batch.labels), chosen.distinct(len(batch.column_labels))
+        anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
+        near = -listed_distances(batch, anchors, chosen.positives, self.distance) / self.temperature
+        far = -listed_distances(batch, others, chosen.negatives, self.distance) / self.temperature
         num_positives = segment_counts(anchors, size)
         normalizers = segment_logsumexp(torch.cat([near, far]), torch.cat([anchors, others]), size)
         valid = (num_positives > 0) & _any_of_all_ranks(segment_counts(others, size), batch)

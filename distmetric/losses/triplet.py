@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.distances import Distance
 from distmetric.functional.hardest import hardest_pairs
 from distmetric.functional.joint_batch import JointBatch

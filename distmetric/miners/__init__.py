@@ -2,11 +2,11 @@
 pytorch-metric-learning's where the choice is the same.
 """
 
+from distmetric.functional.dial import Dial
 from distmetric.miners.base import Miner, RandomMiner
 from distmetric.miners.batch_easy_hard import BatchEasyHardMiner, BatchEasyHardMinerConfig
 from distmetric.miners.batch_hard import BatchHardMiner, BatchHardMinerConfig
 from distmetric.miners.build import MinerConfig, NoMinerConfig, build_miner
-from distmetric.miners.dial import Dial
 from distmetric.miners.distance_weighted import DistanceWeightedMiner, DistanceWeightedMinerConfig
 from distmetric.miners.hardness import HardnessMiner, HardnessMinerConfig
 from distmetric.miners.multi_similarity import MultiSimilarityMiner, MultiSimilarityMinerConfig

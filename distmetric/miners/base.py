@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.counter_random import uniform
 from distmetric.functional.distances import DISTANCES, Distance
 from distmetric.functional.joint_batch import JointBatch, single_batch

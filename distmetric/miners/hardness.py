@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.column_draws import WeightedDraws, at_rank, draw_negatives
+from distmetric.functional.dial import Setting, ends, value_at
 from distmetric.functional.distances import Distance
 from distmetric.functional.index_lists import collected
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock, SortedPairs
 from distmetric.functional.tuples import Tuples
 from distmetric.miners.base import RandomMiner
-from distmetric.miners.dial import Setting, ends, value_at
 
 Negatives = Literal["hardest", "kth", "range", "quantile", "temperature"]
 NEGATIVES: tuple[Negatives, ...] = ("hardest", "kth", "range", "quantile", "temperature")

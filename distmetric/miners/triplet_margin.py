@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distmetric.functional.choices import check_choice
+from distmetric.functional.checks import check_choice
 from distmetric.functional.distances import Distance
 from distmetric.functional.index_lists import collected
 from distmetric.functional.joint_batch import JointBatch

@@ -99,7 +99,7 @@ PANELS = (
     ),
 )
 
-PHASES = ("data", "forward", "gather", "loss", "backward", "optimizer")
+PHASES = ("plan", "data", "forward", "index", "gather", "loss", "backward", "optimizer")
 """Parts of a training step in the order they happen; the tracker logs seconds as `time/<phase>`."""
 
 

@@ -22,8 +22,8 @@ from distmetric.config.schema import Config
 from distmetric.config.validate import validate
 from distmetric.distributed.replica import Replica, join_from_environment, leave
 from distmetric.errors import InputError, UserError
+from distmetric.locations import absolute
 from distmetric.tracking.tracker import NullTracker
-from distmetric.training.checkpoint import absolute
 from distmetric.training.loop import TrainResult, train
 from distmetric.training.worker import Worker
 

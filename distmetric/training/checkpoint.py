@@ -14,38 +14,18 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
+from distmetric.locations import open_location
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
 
 log = logging.getLogger(__name__)
-
-
-def open_location(location: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem and path of a local path or of a URI that pyarrow understands.
-
-    Raises:
-        InputError: If the URI cannot be understood.
-    """
-    if "://" not in location:
-        return fs.LocalFileSystem(), str(Path(location).expanduser().resolve())
-    try:
-        filesystem, path = fs.FileSystem.from_uri(location)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{location} cannot be opened: {' '.join(str(error).split())}") from None
-    return filesystem, path
-
-
-def absolute(location: str) -> str:
-    """A location that means the same in every working directory."""
-    return location.rstrip("/") if "://" in location else open_location(location)[1]
 
 
 @dataclass(frozen=True)
@@ -151,7 +131,7 @@ class CheckpointStore:
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint; damaged ones are named in a warning and passed over."""
-        for step in reversed(self._steps()):
+        for step in reversed(self.steps()):
             try:
                 return self.at(step)
             except InputError as error:
@@ -175,7 +155,7 @@ class CheckpointStore:
 
     def _intact(self) -> list[Checkpoint]:
         found = []
-        for step in self._steps():
+        for step in self.steps():
             try:
                 found.append(self.at(step))
             except InputError as error:
@@ -185,7 +165,8 @@ class CheckpointStore:
     def _folder(self, step: int) -> str:
         return f"{self.location}/step_{step:08d}"
 
-    def _steps(self) -> list[int]:
+    def steps(self) -> list[int]:
+        """Steps of all checkpoint folders, complete or not, ascending."""
         filesystem, path = open_location(self.location)
         listed = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
         names = (re.fullmatch(r"step_(\d+)", info.base_name) for info in listed)
@@ -193,7 +174,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         filesystem, path = open_location(self.location)
-        steps = self._steps()
+        steps = self.steps()
         metas = {step: _meta(self._folder(step)) for step in steps}
         scores = {
             step: meta["metrics"][self.best_metric]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-PHASES = ("data", "forward", "gather", "loss", "backward", "optimizer")
+PHASES = ("plan", "data", "forward", "index", "gather", "loss", "backward", "optimizer")
 
 
 class Ledger:

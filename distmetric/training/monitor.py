@@ -11,13 +11,10 @@ from torch import Tensor
 
 from distmetric.distributed.replica import Replica
 from distmetric.errors import NonFiniteError
-from distmetric.functional.distances import at_least_float32, squared_distance_block
+from distmetric.functional.distances import at_least_float32
 from distmetric.functional.joint_batch import JointBatch
+from distmetric.training.batch_distances import batch_distances
 from distmetric.training.ledger import PHASES, StepTimes
-
-# Distances are measured from at most this many own anchors, to at most that many columns: a sample of the joint
-# batch large enough for percentiles, and small beside the loss.
-MAX_ANCHORS, MAX_COLUMNS = 128, 4096
 
 _NAMES = (
     "positive_distance_mean",
@@ -28,6 +25,7 @@ _NAMES = (
     "negative_distance_p10",
     "negative_distance_p50",
     "negative_distance_p90",
+    "nearest_negative_mean",
     "hardest_gap",
     "embedding_norm_mean",
     "embedding_variance",
@@ -38,34 +36,24 @@ _NAMES = (
 def batch_statistics(batch: JointBatch) -> Tensor:
     """Measure a batch from a sample of its anchors.
 
-    Positive and negative distances: mean and 10th, 50th, 90th percentile. Hardest gap: mean over anchors of
-    nearest negative minus farthest positive (below 0: batch-hard still has work; 0 everywhere: collapse).
-    Variance: the sum over dimensions of the variance over columns (near 0: collapse; at most 1 on unit vectors).
+    Positive and negative distances: mean and 10th, 50th, 90th percentile. Nearest negative and hardest gap: mean over
+    anchors of the distance to the nearest negative, and of what remains of it after the farthest positive's (below 0:
+    batch-hard still has work; 0 everywhere: collapse). Variance: the sum over dimensions of the variance over columns
+    (near 0: collapse; at most 1 on unit vectors).
 
     Returns:
-        (11,) values in the order of `_NAMES`; NaN for distances of which the sample has none.
+        (12,) values in the order of `_NAMES`; NaN for distances of which the sample has none.
     """
-    anchor_step = max(1, math.ceil(len(batch.anchors) / MAX_ANCHORS))
-    anchors = at_least_float32(batch.anchors.detach()[::anchor_step])
+    seen = batch_distances(batch)
+    gaps = seen.nearest_negative - seen.farthest_positive
     columns = at_least_float32(batch.columns.detach())
-    labels = batch.labels[::anchor_step]
-    own = None if batch.anchor_index is None else batch.anchor_index[::anchor_step]
-    distances = squared_distance_block(anchors, columns).sqrt_()
-    positive = labels[:, None] == batch.column_labels
-    negative = ~positive
-    if own is not None:
-        positive.scatter_(1, own[:, None], False)
-    farthest = distances.masked_fill(~positive, -torch.inf).amax(1)
-    nearest = distances.masked_fill(~negative, torch.inf).amin(1)
-    gaps = nearest - farthest
-    sampled = negative[:, :: max(1, math.ceil(len(columns) / MAX_COLUMNS))]
-    near_columns = distances[:, :: max(1, math.ceil(len(columns) / MAX_COLUMNS))]
     return torch.cat(
         [
-            _summary(distances[positive]),
-            _summary(near_columns[sampled]),
+            _summary(seen.positives),
+            _summary(seen.negatives),
             torch.stack(
                 [
+                    seen.nearest_negative[seen.nearest_negative.isfinite()].mean(),
                     gaps[gaps.isfinite()].mean(),
                     columns.norm(dim=1).mean(),
                     columns.var(0, correction=0).sum(),

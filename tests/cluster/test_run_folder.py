@@ -8,7 +8,7 @@ import pytest
 
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
 from distmetric.errors import InputError
-from distmetric.training.checkpoint import absolute
+from distmetric.locations import absolute
 from runs import tiny_config
 
 

@@ -48,7 +48,7 @@ from distmetric.miners.base import Miner
 from distmetric.training.saved_model import config_dict
 from losses.cases import CASES, Case, seeded
 from processes import run_ranks
-from runs import ListTracker, run_once, tiny_config
+from runs import final_state, run_once, tiny_config
 
 ROOT = Path(__file__).parents[2]
 PAIR_CASES = [case for case in CASES if seeded(case, 4, 4).over_pairs]
@@ -449,19 +449,10 @@ SMALL = ("model.widths=[8, 8]", "model.embedding_dim=16")
 OVERRIDES = ("loss=cross_batch_memory", "loss.memory_size=150", "loss.batch_weight=0.5", *SMALL)
 
 
-def final_state(cache: Path, run_dir: Path, fail_at: int | None) -> tuple[list[np.ndarray], ListTracker]:
-    config = tiny_config(cache, "train.log_every=3", *OVERRIDES)
-    if fail_at is not None:
-        with pytest.raises(InterruptedError):
-            run_once(config, run_dir, ListTracker(fail_at))
-    worker, _, tracker = run_once(config, run_dir)
-    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
-    return [tensor.numpy().copy() for tensor in state], tracker
-
-
 def test_training_fills_the_memory_and_an_interruption_changes_nothing(glyph_cache, tmp_path) -> None:
-    whole, tracker = final_state(glyph_cache, tmp_path / "whole", None)
-    resumed, replayed = final_state(glyph_cache, tmp_path / "resumed", 17)
+    config = tiny_config(glyph_cache, "train.log_every=3", *OVERRIDES)
+    whole, tracker = final_state(config, tmp_path / "whole")
+    resumed, replayed = final_state(config, tmp_path / "resumed", fail_at=17)
     for ours, expected in zip(resumed, whole, strict=True):
         np.testing.assert_array_equal(ours, expected)
     losses, again = (each.series("train/loss") for each in (tracker, replayed))

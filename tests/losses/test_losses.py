@@ -22,7 +22,24 @@ from losses.cases import CASES, Case, seeded
 
 ROOT = Path(__file__).parents[2]
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-WITH_PML = pytest.mark.parametrize("case", [case for case in CASES if case.pml], ids=lambda case: case.name)
+OVER_LISTS = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.listed], ids=lambda case: case.name
+)
+# With learned or fixed vectors instead of a reference set: test_class_losses.py, test_centroid_bound.py.
+OVER_REFERENCES = pytest.mark.parametrize(
+    "case",
+    [case for case in CASES if not isinstance(seeded(case, 4, 5), ClassLoss | CentroidBoundLoss)],
+    ids=lambda case: case.name,
+)
+WITH_PML = pytest.mark.parametrize(
+    ("case", "lone"),
+    [
+        pytest.param(case, lone, id=f"{case.name}-{'some_classes_of_1' if lone else 'classes_of_4'}")
+        for case in CASES
+        for lone in (False, True)
+        if case.pml and not (lone and case.needs_pairs)  # they count anchors without positives differently
+    ],
+)
 
 
 def points(count: int, dim: int, seed: int = 0) -> torch.Tensor:
@@ -159,12 +176,10 @@ def test_no_gradient_is_computed_where_none_is_wanted(case: Case) -> None:
     torch.testing.assert_close(quiet, loss(embeddings.requires_grad_(), labels).detach())
 
 
-@EVERY
+@OVER_LISTS
 def test_all_pairs_listed_are_all_pairs(case: Case) -> None:
     """What a miner that takes everything would give is the loss without a miner, for losses over pairs."""
     loss, embeddings, labels = seeded(case, 5, 6), points(20, 6), torch.arange(20) % 5
-    if not case.listed:
-        pytest.skip("mines on its own, or has no pairs")
     same = labels[:, None] == labels
     positives = (same & ~torch.eye(20, dtype=torch.bool)).nonzero().unbind(1)
     indices = (*positives, *(~same).nonzero().unbind(1))
@@ -184,10 +199,7 @@ class lambda_module(torch.nn.Module):  # noqa: N801
 
 
 @WITH_PML
-@pytest.mark.parametrize("lone", [False, True], ids=["classes_of_4", "some_classes_of_1"])
 def test_parity_with_pytorch_metric_learning(case: Case, lone: bool) -> None:
-    if lone and case.needs_pairs:
-        pytest.skip("counts anchors without positives differently, see the loss's docstring")
     ours, embeddings = seeded(case, 40, 8), points(40, 8)
     labels = torch.cat([torch.arange(36) % 9, 10 + torch.arange(4)]) if lone else torch.arange(40) % 10
     assert case.pml is not None
@@ -204,11 +216,9 @@ def test_parity_with_pytorch_metric_learning(case: Case, lone: bool) -> None:
         torch.testing.assert_close(of_ours, of_theirs, rtol=1e-5, atol=1e-8)
 
 
-@EVERY
+@OVER_REFERENCES
 def test_a_reference_set_is_compared_with_instead_of_the_batch(case: Case) -> None:
     loss, labels = seeded(case, 4, 5), torch.arange(12) % 4
-    if isinstance(loss, ClassLoss | CentroidBoundLoss):
-        pytest.skip("compares with learned vectors, see test_class_losses.py")
     embeddings, references = points(12, 5), points(16, 5, seed=3)
     value = loss(embeddings, labels, ref_emb=references, ref_labels=torch.arange(16) % 4)
     batch = JointBatch(embeddings, labels, references, torch.arange(16) % 4, None)

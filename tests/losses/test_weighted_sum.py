@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from distmetric.losses import (
 )
 from distmetric.losses.build import LossContext, nested_losses
 from distmetric.training.saved_model import config_dict
-from runs import ListTracker, run_once, tiny_config
+from runs import final_state, run_once, tiny_config
 
 
 def test_every_part_keeps_its_normalization_distance_and_reduction() -> None:
@@ -165,20 +164,11 @@ OVERRIDES = (
 )
 
 
-def final_state(cache: Path, run_dir: Path, fail_at: int | None) -> tuple[list[np.ndarray], ListTracker]:
-    config = tiny_config(cache, "train.log_every=3", *OVERRIDES)
-    assert decode(Config, json.loads(json.dumps(config_dict(config)))) == config
-    if fail_at is not None:
-        with pytest.raises(InterruptedError):
-            run_once(config, run_dir, ListTracker(fail_at))
-    worker, _, tracker = run_once(config, run_dir)
-    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
-    return [tensor.numpy().copy() for tensor in state], tracker
-
-
 def test_training_with_a_memory_among_the_parts_resumes_where_it_was(glyph_cache, tmp_path) -> None:
-    whole, tracker = final_state(glyph_cache, tmp_path / "whole", None)
-    resumed, replayed = final_state(glyph_cache, tmp_path / "resumed", 14)
+    config = tiny_config(glyph_cache, "train.log_every=3", *OVERRIDES)
+    assert decode(Config, json.loads(json.dumps(config_dict(config)))) == config
+    whole, tracker = final_state(config, tmp_path / "whole")
+    resumed, replayed = final_state(config, tmp_path / "resumed", fail_at=14)
     for ours, expected in zip(resumed, whole, strict=True):
         np.testing.assert_array_equal(ours, expected)
     losses = tracker.series("train/loss")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.training.checkpoint import CheckpointStore, find_checkpoint, open_location, read_checkpoint
+from distmetric.locations import open_location
+from distmetric.training.checkpoint import CheckpointStore, find_checkpoint, read_checkpoint
 
 
 def save(store: CheckpointStore, step: int, recall: float | None = None):

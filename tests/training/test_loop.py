@@ -145,9 +145,11 @@ def test_every_step_logs_what_tells_a_healthy_run(glyph_cache, tmp_path) -> None
         "train/loss", "train/active_fraction", "train/gradient_norm", "train/learning_rate",
         "train/positive_distance_mean", "train/positive_distance_p10", "train/positive_distance_p50",
         "train/positive_distance_p90", "train/negative_distance_mean", "train/negative_distance_p10",
-        "train/negative_distance_p50", "train/negative_distance_p90", "train/hardest_gap",
+        "train/negative_distance_p50", "train/negative_distance_p90", "train/nearest_negative_mean",
+        "train/hardest_gap",
         "train/embedding_norm_mean", "train/embedding_variance", "train/samples_per_second",
-        "time/data", "time/forward", "time/gather", "time/loss", "time/backward", "time/optimizer",
+        "time/plan", "time/data", "time/forward", "time/index", "time/gather", "time/loss", "time/backward",
+        "time/optimizer",
     }  # fmt: skip
     steps = [(step, set(metrics)) for step, metrics in tracker.logged if "train/loss" in metrics]
     assert steps == [(step, expected) for step in range(1, 13)]

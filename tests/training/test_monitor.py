@@ -45,7 +45,11 @@ def test_statistics_equal_plain_loops() -> None:
         - max(oracles.distance(rows[a], rows[p]) for p in oracles.positives(names, a))
         for a in range(12)
     ]
+    nearest = [
+        min(oracles.distance(rows[a], rows[n]) for n in oracles.negatives(names, a)) for a in range(12)
+    ]
     assert found["hardest_gap"] == pytest.approx(sum(gaps) / 12)
+    assert found["nearest_negative_mean"] == pytest.approx(sum(nearest) / 12)
     assert found["embedding_norm_mean"] == pytest.approx(embeddings.norm(dim=1).mean().item())
     assert found["embedding_variance"] == pytest.approx(embeddings.var(0, correction=0).sum().item())
 
