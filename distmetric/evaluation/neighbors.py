@@ -159,14 +159,24 @@ def _reorder(
 
 
 def _squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """Squared distances of row pairs, the same to the last bit on any device and in any batch.
+    """Squared distances of row pairs, the same to the last bit on any device and in any batch."""
+    return sum_by_halves((left.double() - right.double()).square_())
 
-    Library sums may associate differently from one shape to the next; halving with plain additions cannot.
+
+def sum_by_halves(terms: Tensor) -> Tensor:
+    """Sum over the last dimension, in one fixed order of additions, overwriting the terms.
+
+    Library sums may associate differently from one shape, device or number of threads to the next.
+
+    Args:
+        terms: (..., D), D >= 1.
+
+    Returns:
+        (...,), a view of the terms.
     """
-    terms = (left.double() - right.double()).square_()
-    while terms.shape[1] > 1:
-        half = (terms.shape[1] + 1) // 2
-        rest = terms.shape[1] - half
-        terms[:, :rest] += terms[:, half:]
-        terms = terms[:, :half]
-    return terms[:, 0]
+    while terms.shape[-1] > 1:
+        half = (terms.shape[-1] + 1) // 2
+        rest = terms.shape[-1] - half
+        terms[..., :rest] += terms[..., half:]
+        terms = terms[..., :half]
+    return terms[..., 0]
