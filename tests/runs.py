@@ -16,6 +16,7 @@ from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.data.augment import AugmentSpec
 from distmetric.distributed.replica import Replica
+from distmetric.index.config import StreamIndexConfig
 from distmetric.losses import TripletLossConfig
 from distmetric.miners import NoMinerConfig
 from distmetric.models.spec import ConvSpec
@@ -36,6 +37,7 @@ def default_config() -> Config:
         loss=TripletLossConfig(),
         miner=NoMinerConfig(),
         sampler=PKSamplerConfig(),
+        index=StreamIndexConfig(),
         optim=schema.AdamWConfig(),
         schedule=schema.ScheduleConfig(),
         train=schema.TrainConfig(),

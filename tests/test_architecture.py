@@ -22,17 +22,22 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 LAYERS: dict[str, tuple[str, ...]] = {
     "errors": (),
     "progress": (),
+    "locations": ("errors",),
     "functional": (),
     "miners": ("functional",),
     "losses": ("functional", "miners"),
     "evaluation": ("functional", "errors"),
-    "samplers": ("errors",),
+    "index": ("functional", "evaluation", "errors", "progress", "locations"),
+    "samplers": ("functional", "index", "errors"),
     "data": ("functional", "errors", "progress", "__version__"),
     "distributed": ("functional", "losses", "miners", "errors"),
     "models": ("distributed", "functional", "errors"),
     "config": ("errors",),
-    "config.schema": ("config", "data.augment", "losses.build", "miners.build", "models.spec", "samplers.pk"),
-    "config.jobs": ("config", "data.augment", "losses.build", "models.spec", "samplers.pk"),
+    "config.schema": (
+        *("config", "data.augment", "losses.build", "miners.build", "models.spec", "samplers.pk"),
+        *("samplers.hard_neighbors", "index.config"),
+    ),
+    "config.jobs": ("config", "errors"),
     "config.validate": ("config", "losses.build", "errors"),
     "config.attributes": (
         *("config", "losses.build", "losses.attribute_classification", "losses.attribute_identity_hard"),
@@ -41,18 +46,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "tracking": ("errors",),
     "reports": ("evaluation", "errors"),
     "training": (
-        *("config", "data", "distributed", "evaluation", "functional", "losses", "miners", "models"),
-        *("samplers", "tracking", "errors", "progress", "__version__"),
+        *("config", "data", "distributed", "evaluation", "functional", "index", "losses", "miners", "models"),
+        *("samplers", "tracking", "errors", "progress", "locations", "__version__"),
     ),
     "cluster": (
-        *("training", "reports", "tracking", "config", "data", "distributed"),
-        *("errors", "progress", "__version__"),
+        *("training", "reports", "tracking", "config", "data", "distributed", "index", "models", "samplers"),
+        *("errors", "progress", "locations", "__version__"),
     ),
     "benchmarks": (
-        *("losses", "miners", "distributed", "functional", "tracking", "config"),
+        *("losses", "miners", "distributed", "functional", "evaluation", "index", "tracking", "config"),
         *("errors", "progress", "__version__"),
     ),
-    "jobs": ("cluster", "training", "data", "benchmarks", "config"),
+    "jobs": ("cluster", "training", "data", "index", "benchmarks", "config"),
 }
 
 # Packages that only some may import, at whatever depth: folders end in a slash.
@@ -68,7 +73,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "timm": ("distmetric/models/",),
     "pytorch_metric_learning": ("distmetric/benchmarks/",),
     "torchvision": (),
-    "faiss": (),
+    "faiss": ("distmetric/index/faiss_search.py", "distmetric/benchmarks/index/raw_faiss.py"),
 }
 
 ONLY_STANDARD_LIBRARY = ("errors", "progress", "tracking", "jobs")

@@ -12,6 +12,8 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from distmetric import __version__, errors
+from distmetric.cluster.index_messages import IndexHandles
+from distmetric.cluster.index_start import start_index, stop_index
 from distmetric.cluster.report import write_report
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
 from distmetric.cluster.tracked import open_tracking
@@ -106,11 +108,20 @@ def _open_run(config: Config, fingerprint: str) -> tuple[RunFolder, TrackedRun]:
 
 
 def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
+    index = start_index(config, folder.location)
+    try:
+        return _train_with(index, config, folder)
+    finally:
+        stop_index(index)
+
+
+def _train_with(index: IndexHandles | None, config: Config, folder: RunFolder) -> dict[str, Any]:
     payload = {
         "config": config_dict(config),
         "run_dir": folder.location,
         "tracking_uri": folder.tracking_uri,
         "run_id": folder.run_id,
+        "index": index,
     }
     trainer = TorchTrainer(
         train_worker,

@@ -11,6 +11,9 @@ import ray.train.torch
 import torch
 
 from distmetric import errors
+from distmetric.cluster.index_client import IndexClient
+from distmetric.cluster.index_messages import IndexHandles
+from distmetric.cluster.index_start import TrainingLabels
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.distributed.replica import Replica
@@ -23,7 +26,7 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank; Ray calls it again, in a new process, when workers were lost.
 
     Args:
-        payload: config, run_dir, tracking_uri and run_id, all plain.
+        payload: config, run_dir, tracking_uri and run_id, all plain, and the handles of the index or None.
 
     Returns:
         The `TrainResult` as a dict, or the user's mistake under "error": raised, it would be tried again.
@@ -33,13 +36,25 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(max(1, int(config.trainer.cpus_per_worker)))
     replica = Replica.current()
     tracker = _tracker(payload) if replica.is_main else NullTracker()
+    source = None
     try:
-        worker = Worker(config, payload["run_dir"], tracker, replica, ray.train.torch.get_device())
+        source = _source(config, payload["index"], replica)
+        worker = Worker(config, payload["run_dir"], tracker, replica, ray.train.torch.get_device(), source)
         return asdict(train(worker))
     except errors.UserError as error:
         return {"error": type(error).__name__, "message": str(error)}
     finally:
+        if source is not None:
+            source.close()
         tracker.close()
+
+
+def _source(config: Config, handles: IndexHandles | None, replica: Replica) -> IndexClient | None:
+    if handles is None:
+        return None
+    if len(handles.holders) == 1:
+        return IndexClient(handles, replica.rank)
+    return IndexClient(handles, replica.rank, TrainingLabels(config.data)())
 
 
 def _tracker(payload: dict[str, Any]) -> Tracker:

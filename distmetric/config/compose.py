@@ -55,7 +55,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 # What may differ between the stretches of one run: where and how it is computed, not what.
 _RESUMABLE = (
-    *("trainer.", "eval.", "checkpoint.", "train.steps", "train.log_every"),
+    *("trainer.", "eval.", "checkpoint.", "index.", "train.steps", "train.log_every"),
     *("data.path", "data.cache_dir", "data.memory_limit_gib", "report"),
 )
 

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from distmetric.data.augment import AugmentSpec
+from distmetric.index.config import AnyIndexConfig
 from distmetric.losses.build import LossConfig
 from distmetric.miners.build import MinerConfig
 from distmetric.models.spec import AnySpec
+from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
 from distmetric.samplers.pk import PKSamplerConfig
 
 DEFAULT_CACHE = "~/.cache/distmetric"
+
+SamplerConfig = PKSamplerConfig | HardNeighborSamplerConfig
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -207,7 +211,8 @@ class Config:
     model: AnySpec
     loss: LossConfig
     miner: MinerConfig
-    sampler: PKSamplerConfig
+    sampler: SamplerConfig
+    index: AnyIndexConfig
     optim: OptimConfig
     schedule: ScheduleConfig
     train: TrainConfig

@@ -85,6 +85,23 @@ PANELS = (
         smooth=True,
     ),
     Panel(
+        "Margin-violating anchors",
+        "Share of anchors with a negative not a margin farther than a positive: planned batches beside random ones.",
+        (
+            Line("hard/violating_fraction", "planned"),
+            Line("hard/violating_fraction_random", "random", "second"),
+        ),
+        fraction=True,
+    ),
+    Panel(
+        "Age of neighbors (steps)",
+        "Steps since the embeddings that batches are planned from: of the snapshot, and of its median row.",
+        (
+            Line("index/snapshot_age_steps", "snapshot"),
+            Line("index/staleness_p50_steps", "median row", "second"),
+        ),
+    ),
+    Panel(
         "Embedding variance",
         "Variance of the embeddings in a batch over training steps; a fall towards zero is collapse.",
         (Line("train/embedding_variance", "variance"),),
@@ -197,10 +214,11 @@ def phase_seconds(history: History) -> dict[str, float]:
         history: metric name -> (step, value) pairs, seconds as `time/<phase>`.
 
     Returns:
-        Phase -> seconds; phases without values are left out.
+        Phase -> seconds; phases without values, and those of less than 10 microseconds, are left out.
     """
     series = {phase: _series(history, f"time/{phase}")[1] for phase in PHASES}
-    return {phase: float(np.median(values)) for phase, values in series.items() if len(values)}
+    medians = {phase: float(np.median(values)) for phase, values in series.items() if len(values)}
+    return {phase: seconds for phase, seconds in medians.items() if seconds >= 1e-5}
 
 
 def time_split(history: History, theme: Theme = LIGHT) -> Figure:

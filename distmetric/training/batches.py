@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.data.attributes import attribute_targets
 from distmetric.data.catalog import Catalog
 from distmetric.data.decode import ImageStore
 from distmetric.distributed.replica import Replica
-from distmetric.samplers.pk import PKSampler
+from distmetric.samplers.batch_sampler import BatchSampler
 from distmetric.samplers.slices import rank_slice, slice_sizes
 
 
@@ -26,6 +27,7 @@ class Batch:
         images: (B, C, H, W) uint8, as stored.
         labels: (B,) int64 training labels, 0 <= label < number of training classes.
         ids: (B,) int64 catalog ids, the key of each image's augmentation.
+        places: (B,) int64 places of the rows in the training split, on the host.
         attributes: Name of an attribute -> (B,) int64 number of its value, -1 where unknown.
         sizes: Slice sizes of all ranks.
     """
@@ -33,13 +35,19 @@ class Batch:
     images: Tensor
     labels: Tensor
     ids: Tensor
+    places: NDArray[np.int64]
     attributes: dict[str, Tensor]
     sizes: list[int]
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with all tensors passed through `move`."""
-        attributes = {name: move(values) for name, values in self.attributes.items()}
-        return Batch(move(self.images), move(self.labels), move(self.ids), attributes, self.sizes)
+        return replace(
+            self,
+            images=move(self.images),
+            labels=move(self.labels),
+            ids=move(self.ids),
+            attributes={name: move(values) for name, values in self.attributes.items()},
+        )
 
 
 class BatchLoader:
@@ -49,7 +57,7 @@ class BatchLoader:
         sampler: Plans the global batches.
         catalog: Where rows come from.
         images: Reads images of rows.
-        train_rows: (M,) catalog rows of the training split; their labels are numbered 0 .. C-1 for the loss.
+        train_rows: (M,) catalog rows of the training split, ascending; their labels are numbered 0 .. C-1 for the loss.
         replica: Whose slice is loaded.
         device: Where to.
         attribute_values: Name -> values of the attributes to load.
@@ -57,16 +65,17 @@ class BatchLoader:
 
     def __init__(
         self,
-        sampler: PKSampler,
+        sampler: BatchSampler,
         catalog: Catalog,
         images: ImageStore,
-        train_rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+        train_rows: NDArray[np.int64],
         replica: Replica,
         device: torch.device,
         attribute_values: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._sampler, self._catalog, self._images = sampler, catalog, images
         self._replica, self._device = replica, device
+        self._train_rows = train_rows
         self._training_label = np.full(int(catalog.labels.max()) + 1, -1, dtype=np.int64)
         classes = np.unique(catalog.labels[train_rows])
         self._training_label[classes] = np.arange(len(classes))
@@ -91,6 +100,7 @@ class BatchLoader:
             self._images.images(rows),
             torch.from_numpy(self._training_label[self._catalog.labels[rows]]),
             torch.from_numpy(self._catalog.ids[rows]),
+            np.searchsorted(self._train_rows, rows),
             {name: torch.from_numpy(targets[rows]) for name, targets in self._attributes.items()},
             slice_sizes(len(plan), self._replica.world_size),
         )

@@ -27,16 +27,22 @@ def train(worker: Worker) -> TrainResult:
 
     Ranks talk in five places of a step: the moments of norms over the joint batch (the head's, and all with
     norm=sync_batch), the gather of embeddings (backward: reduce-scatter) and of what is known of them, a few numbers of
-    the loss, DDP's mean of gradients, and, every `log_every` steps, the measurements. Only rank 0 writes.
+    the loss, DDP's mean of gradients, and, every `log_every` steps, the measurements; and where a sampler plans rounds
+    from the neighbor index, before each of them, to agree on the snapshot. Nobody waits for the index: `plan` takes the
+    snapshot that is there, `share` leaves embeddings for a thread to send. Only rank 0 writes.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.model.train()
     for step in range(worker.step, config.train.steps):
+        with clock("plan"):
+            worker.plan(step)
         with clock("data"):
             batch = worker.batches.get(step)
             images = augment(batch.images, config.augment, config.seed, step, batch.ids).to(worker.dtype)
         with clock("forward"), worker.autocast():
             embeddings, logits = worker.model(images, with_attributes=True)
+        with clock("index"):
+            worker.share(step, batch, embeddings)
         with clock("gather"):
             joint = gather_batch(
                 embeddings, batch.labels, worker.replica, batch.sizes, batch.ids, logits, batch.attributes

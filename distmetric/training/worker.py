@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from distmetric import __version__
 from distmetric.config.attributes import attribute_names
@@ -21,20 +22,28 @@ from distmetric.distributed.loss import DistributedLoss
 from distmetric.distributed.parallel import average_buffers, parallel
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ConfigError, InputError, ResourceError, UserError
+from distmetric.index.config import InlineIndexConfig
+from distmetric.index.snapshot_store import SnapshotStore
+from distmetric.index.source import SnapshotSource
 from distmetric.losses.base import MetricLoss
 from distmetric.losses.build import LossContext, build_loss
 from distmetric.miners.base import Miner
 from distmetric.miners.build import build_miner
 from distmetric.models.build import build_embedder
 from distmetric.progress import Progress
+from distmetric.samplers.back_off import BackOff
+from distmetric.samplers.hard_neighbors import HardNeighborSampler, HardNeighborSamplerConfig
 from distmetric.samplers.pk import PKSampler
 from distmetric.tracking.tracker import Tracker
-from distmetric.training.batches import BatchLoader
+from distmetric.training.batches import Batch, BatchLoader
 from distmetric.training.checkpoint import Checkpoint, CheckpointStore
-from distmetric.training.embedding import evaluate_sharded
+from distmetric.training.embedding import embed, evaluate_sharded
+from distmetric.training.inline_index import InlineIndex
 from distmetric.training.ledger import Ledger
 from distmetric.training.monitor import Monitor
 from distmetric.training.optimizer import build_optimizer
+from distmetric.training.probe import HardnessProbe
+from distmetric.training.rounds import Rounds
 from distmetric.training.saved_model import config_dict, load_model
 
 
@@ -52,17 +61,31 @@ def open_data(config: DataConfig) -> Catalog:
     return Catalog.open(config.path)
 
 
-def build_sampler(config: Config, catalog: Catalog) -> PKSampler:
+def build_sampler(config: Config, catalog: Catalog) -> PKSampler | HardNeighborSampler:
     """The sampler over the training split.
 
     Raises:
         ConfigError: If the classes of the split cannot fill its batches.
     """
     rows = catalog.rows(config.data.train_split)
-    sampler = config.sampler
+    labels = catalog.labels[rows]
+    if isinstance(config.sampler, HardNeighborSamplerConfig):
+        return HardNeighborSampler(rows, labels, config.sampler, config.seed)
+    return random_sampler(config, catalog)
+
+
+def random_sampler(config: Config, catalog: Catalog) -> PKSampler:
+    """Random batches over the training split, of the composition that the sampler's have."""
+    rows, sampler = catalog.rows(config.data.train_split), config.sampler
     return PKSampler(
         rows, catalog.labels[rows], sampler.classes_per_batch, sampler.samples_per_class, seed=config.seed
     )
+
+
+def training_labels(catalog: Catalog, split: str) -> NDArray[np.int64]:
+    """Labels of a split's rows numbered 0..C-1, as losses and the index have them."""
+    numbers: NDArray[np.int64] = np.unique(catalog.labels[catalog.rows(split)], return_inverse=True)[1]
+    return numbers.astype(np.int64)
 
 
 def known_attributes(config: Config, catalog: Catalog) -> dict[str, list[str]]:
@@ -89,10 +112,17 @@ class Worker:
         tracker: Where measurements go; asked on rank 0 only.
         replica: Who this process is.
         device: Where it computes.
+        source: The index over the training set, where one was started for this run.
     """
 
     def __init__(
-        self, config: Config, run_dir: str, tracker: Tracker, replica: Replica, device: torch.device
+        self,
+        config: Config,
+        run_dir: str,
+        tracker: Tracker,
+        replica: Replica,
+        device: torch.device,
+        source: SnapshotSource | None = None,
     ) -> None:
         # what it works on
         self.config, self.replica, self.device = config, replica, device
@@ -119,6 +149,7 @@ class Worker:
         self.ledger = Ledger(device)
         self.monitor = Monitor(replica, self.sampler.batch_size)
         self.store = best_store(config, run_dir)
+        self.rounds = self._rounds(run_dir, source)
         self.progress = Progress("steps", config.train.steps)
         # where it stands
         self.step = 0
@@ -131,6 +162,16 @@ class Worker:
         if self.config.train.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+    def plan(self, step: int) -> None:
+        """Have the batches of this step and of the one after it planned."""
+        if self.rounds is not None:
+            self.rounds.prepare(step)
+
+    def share(self, step: int, batch: Batch, embeddings: Tensor) -> None:
+        """Hand the embeddings of a step to the index, without waiting for it."""
+        if self.rounds is not None:
+            self.rounds.share(step, batch.places, embeddings)
 
     def after_step(self, done: int) -> None:
         """Log, evaluate and save where step number `done` asks for it; a new best evaluation is always saved.
@@ -154,6 +195,8 @@ class Worker:
     def finish(self) -> Checkpoint:
         """Stop reading ahead and return the best checkpoint, on every rank."""
         self.batches.close()
+        if self.rounds is not None:
+            self.rounds.close()
         self.progress.close()
         self.replica.barrier()
         best = self.store.best()
@@ -162,6 +205,11 @@ class Worker:
 
     def _log(self) -> None:
         measured = self.monitor.flush()
+        if self.rounds is not None:
+            for step, metrics in measured:
+                self.rounds.observe(step, metrics)
+            for step, metrics in self.rounds.flush():
+                self.tracker.log(step, metrics)
         if not self.replica.is_main or not measured:
             return
         for step, metrics in measured:
@@ -207,7 +255,7 @@ class Worker:
                 "training": {
                     "optimizer": self.optimizer.state_dict(),
                     "loss": self.criterion.state_dict(),
-                    "sampler": self.sampler.state_dict(),
+                    "sampler": (self.rounds or self.sampler).state_dict(self.step),
                 },
             },
             {
@@ -218,6 +266,8 @@ class Worker:
                 "attribute_values": self.embedder.attribute_values,
             },
         )
+        if self.rounds is not None:
+            self.rounds.prune(min(self.store.steps()[-self.store.keep_last :]))
 
     def _restore(self) -> None:
         """Continue from the newest intact checkpoint of the run folder, the same one on every rank."""
@@ -243,7 +293,7 @@ class Worker:
         training = checkpoint.tensors("training")
         self.criterion.load_state_dict(training["loss"])
         self.optimizer.load_state_dict(training["optimizer"])
-        self.sampler.load_state_dict(training["sampler"])
+        (self.rounds or self.sampler).load_state_dict(training["sampler"])
         self.step = step
         self.progress.start_at(step)
 
@@ -255,6 +305,48 @@ class Worker:
             return build_loss(config.loss, context)
         except ValueError as error:  # settings that do not fit the number of classes or dimensions
             raise ConfigError(f"loss={config.loss.name} with this data and model: {error}") from error
+
+    def _rounds(self, run_dir: str, source: SnapshotSource | None) -> Rounds | None:
+        """What plans rounds of hard neighbors, for a sampler that wants them."""
+        config, sampler = self.config, self.sampler
+        if not isinstance(sampler, HardNeighborSampler):
+            return None
+        assert isinstance(config.sampler, HardNeighborSamplerConfig)
+        labels = training_labels(self.catalog, config.data.train_split)
+        store = SnapshotStore(f"{run_dir}/index")
+        if isinstance(config.index, InlineIndexConfig):
+            by_rows = config.sampler.mode == "sample"
+            source = InlineIndex(
+                config.index,
+                store,
+                self._embed_places,
+                labels,
+                by_rows,
+                config.sampler.round_steps,
+                self.replica,
+            )
+        if source is None:
+            raise ConfigError(
+                f"index={config.index.name} works in actors of Ray, which this run was not started with: "
+                "set index=inline, or train with jobs/train.py"
+            )
+        return Rounds(
+            sampler,
+            source,
+            store,
+            BackOff(config.sampler.back_off, config.sampler.warmup_steps),
+            random_sampler(config, self.catalog),
+            HardnessProbe(self._embed_places, labels, config.sampler.margin, self.replica, self.device),
+            self._embed_places,
+            self.embedder.state_dict,
+            self.train_rows,
+            self.replica,
+            self.device,
+        )
+
+    def _embed_places(self, places: NDArray[np.int64]) -> Tensor:
+        rows = self.train_rows[places]
+        return embed(self.embedder, self.images, rows, self.config.eval.batch_size, self.device)
 
     def _image_store(self) -> ImageStore:
         model, data = self.config.model, self.config.data

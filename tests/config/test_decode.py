@@ -214,8 +214,11 @@ anything = st.recursive(
 
 
 def with_value(key: str, value: Any) -> dict[str, Any]:
-    section, _, leaf = key.rpartition(".")
-    return BASE | ({section: BASE[section] | {leaf: value}} if section else {leaf: value})
+    def changed(values: dict[str, Any], path: list[str]) -> dict[str, Any]:
+        name, *rest = path
+        return values | {name: changed(values[name], rest) if rest else value}
+
+    return changed(BASE, key.split("."))
 
 
 @settings(deadline=None, max_examples=300)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -16,10 +12,10 @@ import pytest
 
 from distmetric.distributed import Replica
 from distmetric.training.checkpoint import read_checkpoint
+from drivers import descendants, kill, start, steps_saved, wait_for
 from processes import run_ranks
 from runs import FEW_GLYPHS, run_once, tiny_config
 
-REPOSITORY = Path(__file__).parents[2]
 SETTINGS = (
     "debug=two_ranks",
     *FEW_GLYPHS,
@@ -29,53 +25,6 @@ SETTINGS = (
     "eval.every_steps=120",
     "checkpoint.every_steps=10",
 )
-
-
-def start(*overrides: str, log: Path) -> subprocess.Popen[str]:
-    with log.open("w") as errors:
-        return subprocess.Popen(
-            [sys.executable, "jobs/train.py", *overrides],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-
-
-def wait_for(
-    condition: Callable[[], bool], driver: subprocess.Popen[str], log: Path, seconds: float = 90
-) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert driver.poll() is None, f"the run ended too early:\n{log.read_text()[-3000:]}"
-        assert time.monotonic() < deadline, f"waited too long:\n{log.read_text()[-3000:]}"
-        time.sleep(0.05)
-
-
-def steps_saved(run_dir: Path) -> int:
-    found = [
-        int(path.parent.name.removeprefix("step_")) for path in run_dir.glob("checkpoints/*/manifest.json")
-    ]
-    return max(found, default=0)
-
-
-def descendants(driver: subprocess.Popen[str], name: str = "") -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
 
 
 def uninterrupted(replica: Replica, cache: Path, run_dir: Path) -> tuple[list[np.ndarray], dict[int, float]]:
