@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from distmetric.config.compose import compose, groups
 from distmetric.config.decode import leaves
-from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob
+from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob, MineJob
 from distmetric.config.schema import Config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -34,10 +34,17 @@ NEEDED = {
     "ingest": ["source", "out"],
     "evaluate": ["checkpoint"],
     "embed": ["checkpoint", "source", "out"],
+    "mine": ["embeddings", "out"],
 }
 
 
-JOBS = {"ingest": IngestJob, "evaluate": EvaluateJob, "embed": EmbedJob, "benchmark": BenchmarkJob}
+JOBS = {
+    "ingest": IngestJob,
+    "evaluate": EvaluateJob,
+    "embed": EmbedJob,
+    "benchmark": BenchmarkJob,
+    "mine": MineJob,
+}
 
 
 def table() -> str:

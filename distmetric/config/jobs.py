@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Literal
 
 from distmetric.config.schema import TrackingConfig
 
@@ -80,27 +81,48 @@ class EmbedJob:
     """Images per forward pass."""
 
 
+_LOSSES, _INDEX = {"suite": "losses"}, {"suite": "index"}
+
+
 @dataclass(kw_only=True, frozen=True)
 class BenchmarkJob:
-    """jobs/benchmark.py: time and memory of our losses, beside pytorch-metric-learning's."""
+    """jobs/benchmark.py: time and memory, each beside its peer and a bare matmul."""
 
-    suite: Literal["losses"] = "losses"
-    """What is measured."""
-    sizes: list[int] = field(default_factory=lambda: [1024, 8192])
-    """Batch sizes N, of all processes together."""
-    losses: list[str] | None = None
-    """Names of the losses; null for all."""
-    peers: bool = True
-    """Whether pytorch-metric-learning is measured too; it comes with `pip install 'distmetric[bench]'`."""
-    processes: list[int] = field(default_factory=lambda: [1, 2])
-    """Numbers of processes that share a batch. More than one are on the CPU (gloo), with one thread each, and are
-    compared with one process with one thread."""
+    suite: Literal["losses", "index"] = "losses"
+    """What is measured: the losses, or searches of a whole data set. Settings of the other suite are refused."""
+    sizes: list[int] | None = None
+    """Batch sizes N, of all processes together (losses; null: 1024 and 8192), or rows of the data set (index; null:
+    5000 and 20000, or those of `embeddings`)."""
+    losses: list[str] | None = field(default=None, metadata=_LOSSES)
+    """suite=losses: names of the losses; null for all."""
+    peers: bool = field(default=True, metadata=_LOSSES)
+    """suite=losses: whether pytorch-metric-learning is measured too: `pip install 'distmetric[bench]'`."""
+    processes: list[int] = field(default_factory=lambda: [1, 2], metadata=_LOSSES)
+    """suite=losses: numbers of processes that share a batch. More than one are on the CPU (gloo), with one thread each,
+    and are compared with one process with one thread."""
+    methods: list[str] | None = field(default=None, metadata=_INDEX)
+    """suite=index: names of what is measured; null for all."""
+    embeddings: str | None = field(default=None, metadata=_INDEX)
+    """suite=index: Parquet file of `jobs/embed.py` to search, all of it; null: clusters that are drawn."""
+    dim: int = field(default=128, metadata=_INDEX)
+    """suite=index: D of what is drawn."""
+    per_class: int = field(default=4, metadata=_INDEX)
+    """suite=index: rows of a class of what is drawn."""
+    spread: float = field(default=0.1, metadata=_INDEX)
+    """suite=index: standard deviation per coordinate of a drawn row around its center of length one; 0.1 is as far as
+    the nearest other class at D = 128, 0.02 a well separated class."""
+    k: int = field(default=50, metadata=_INDEX)
+    """suite=index: neighbors of every row, and classes that a snapshot lists for every class."""
+    lists: int | None = field(default=None, metadata=_INDEX)
+    """suite=index: lists of an ivf index; null: four times the square root of the number of rows."""
+    probes: int = field(default=32, metadata=_INDEX)
+    """suite=index: lists of an ivf index that a query looks at."""
     steps: int = 5
     """Least number of timed steps of a cell; short ones are repeated for a second."""
     threads: int | None = None
     """CPU threads of one process alone; null: one per core."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where one process alone computes; auto: on the GPU if there is one."""
+    """Where one process alone computes; auto: on the GPU if there is one (index: on the CPU and on the GPU)."""
     memory_limit_gib: float | None = None
     """Memory of a cell, above which it is given up; null: four fifths of what is free (on a GPU: all it has)."""
     timeout_s: float = 900.0
@@ -114,18 +136,107 @@ class BenchmarkJob:
         """Check the numbers.
 
         Raises:
-            ValueError: If a batch cannot be made, or nothing would be measured.
+            ValueError: If a setting is not one of the suite, or what it asks for cannot be made or measured.
         """
-        if not self.sizes or not self.processes or self.losses == []:
-            raise ValueError("sizes, losses and processes must not be empty lists")
-        if min(self.processes) < 1 or self.steps < 1 or (self.threads is not None and self.threads < 1):
-            raise ValueError("processes, steps and threads must be at least 1")
+        for each in fields(self):
+            suite = each.metadata.get("suite", self.suite)
+            if suite != self.suite and getattr(self, each.name) != _default(each):
+                raise ValueError(
+                    f"{each.name} belongs to suite={suite}: leave it out with suite={self.suite}"
+                )
+        if self.sizes == []:
+            raise ValueError("sizes must not be an empty list: give some, or null")
+        if self.steps < 1 or (self.threads is not None and self.threads < 1):
+            raise ValueError("steps and threads must be at least 1")
         if self.timeout_s <= 0 or (self.memory_limit_gib is not None and self.memory_limit_gib <= 0):
             raise ValueError("timeout_s and memory_limit_gib must be above 0")
-        for size in self.sizes:
+        if self.suite == "losses":
+            self._check_losses()
+        else:
+            self._check_index()
+
+    def _check_losses(self) -> None:
+        if self.losses == [] or not self.processes:
+            raise ValueError("losses and processes must not be empty lists")
+        if min(self.processes) < 1:
+            raise ValueError("processes must be at least 1")
+        for size in self.sizes or ():
             for processes in self.processes:
                 if size < 8 * processes or size % (4 * processes):
                     raise ValueError(
                         f"sizes={size} must be a multiple of {4 * processes} and at least {8 * processes}: "
                         f"classes of four, shared by {processes} processes"
                     )
+
+    def _check_index(self) -> None:
+        if self.methods == []:
+            raise ValueError("methods must not be an empty list: name some, or leave it null")
+        for key in ("dim", "per_class", "k", "probes"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
+        if self.lists is not None and self.lists < 1:
+            raise ValueError(f"lists={self.lists} is too small: set it to 1 or more")
+        if not 0 <= self.spread < math.inf:
+            raise ValueError(f"spread={self.spread} is wrong: give a number of 0 or more")
+        drawn = ("sizes", "dim", "per_class", "spread")
+        for each in fields(self):
+            if (
+                self.embeddings is not None
+                and each.name in drawn
+                and getattr(self, each.name) != _default(each)
+            ):
+                raise ValueError(f"{each.name} is that of embeddings={self.embeddings}: leave it out")
+        for size in self.sizes or ():
+            if size <= self.per_class:
+                raise ValueError(
+                    f"sizes={size} is too small: two classes need more than per_class={self.per_class} rows"
+                )
+
+
+def _default(of: Field[Any]) -> Any:
+    return of.default if of.default_factory is MISSING else of.default_factory()
+
+
+@dataclass(kw_only=True, frozen=True)
+class MineJob:
+    """jobs/mine.py: what embeddings say about the labels of a data set; see `distmetric.index.mine.mine`."""
+
+    embeddings: str
+    """Parquet file that jobs/embed.py wrote: id, path, label_name, embedding."""
+    out: str
+    """Folder for the tables."""
+    metric: Literal["l2", "cosine"] = "l2"
+    """Distance of two embeddings: euclidean, or 1 less their cosine."""
+    k: int = 10
+    """Nearest negatives of every row."""
+    pairs: int | None = None
+    """Hardest pairs to list, of all rows together; null: the k of every row."""
+    label_neighbors: int = 3
+    """A row is suspected of a wrong label if so many nearest rows agree on one other label."""
+    duplicate_fraction: float = 0.1
+    """Rows of two classes are near-duplicates up to this fraction of the spread of either class."""
+    sub_centers: int = 4
+    """Balls (center and radius) of a class at most, a power of two; used where classes have outliers or modes."""
+    fall_back_above: float = 0.15
+    """Share of all distances above which brute force takes over, measured on a sample; 1: never."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: on the GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: Naming the first that is wrong.
+        """
+        for key in ("k", "pairs", "label_neighbors", "sub_centers"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}={value} is too small: set it to 1 or more")
+        if self.sub_centers & (self.sub_centers - 1):
+            raise ValueError(f"sub_centers={self.sub_centers} is wrong: give a power of two, 1 for none")
+        if not 0 <= self.duplicate_fraction < math.inf:
+            raise ValueError(
+                f"duplicate_fraction={self.duplicate_fraction} is wrong: give a number of 0 or more"
+            )
+        if not 0 <= self.fall_back_above <= 1:
+            raise ValueError(f"fall_back_above={self.fall_back_above} is wrong: it must be from 0 to 1")

@@ -7,7 +7,9 @@ import math
 from distmetric.config.attributes import check_attributes
 from distmetric.config.schema import Config
 from distmetric.errors import ConfigError
+from distmetric.functional.dial import ends
 from distmetric.losses.build import CrossBatchMemoryConfig, nested_losses
+from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
 
 
 def validate(config: Config) -> None:
@@ -65,6 +67,7 @@ def validate(config: Config) -> None:
             f"{trainer.num_workers}: set sampler.classes_per_batch={nearest}"
         )
     _check_losses(config, batch)
+    _check_neighbors(config)
     known = {f"recall_at_{k}" for k in config.eval.ks} | {"map_at_r", "r_precision"}
     if config.checkpoint.best_metric not in known:
         raise ConfigError(
@@ -87,6 +90,29 @@ def _check_losses(config: Config, batch: int) -> None:
                 f"{key}.memory_size={loss.memory_size} is too small for a batch of {batch} rows: "
                 f"set {key}.memory_size={batch} or more"
             )
+
+
+def _check_neighbors(config: Config) -> None:
+    sampler, index = config.sampler, config.index
+    if not isinstance(sampler, HardNeighborSamplerConfig):
+        return
+    window = max(ends(sampler.skip)) + max(ends(sampler.width))
+    if index.neighbors < window < math.inf:  # an infinite window is all there are
+        raise ConfigError(
+            f"sampler.skip and sampler.width reach to neighbor {window:g}, but index.neighbors={index.neighbors} are "
+            f"listed: set index.neighbors={math.ceil(window)} or a smaller window"
+        )
+    wanted = sampler.samples_per_class - 1
+    if sampler.mode == "sample" and wanted > index.positives:
+        raise ConfigError(
+            f"sampler.mode=sample with sampler.samples_per_class={sampler.samples_per_class} asks for the {wanted} "
+            f"farthest positives, but index.positives={index.positives} are listed: set index.positives={wanted}"
+        )
+    if index.refresh_steps < sampler.round_steps:
+        raise ConfigError(
+            f"index.refresh_steps={index.refresh_steps} is less than sampler.round_steps={sampler.round_steps}, and "
+            f"only one snapshot a round is used: set index.refresh_steps={sampler.round_steps} or more"
+        )
 
 
 def _nearest_divisible(classes: int, samples: int, workers: int) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from distmetric.evaluation.gallery import build_gallery
-from distmetric.evaluation.neighbors import queries_per_block, ranked
-from distmetric.functional.distances import BLOCK_BYTES
+from distmetric.evaluation.neighbors import BLOCK_BYTES
+from distmetric.functional.distances import block_bytes as block_bytes_of
 from distmetric.functional.segments import segment_extreme, segment_sum
+from distmetric.index.config import SearchConfig
+from distmetric.index.labeled_search import LabeledSearch
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,28 @@ def distances_to_own(embeddings: Tensor, points: Tensor, places: Tensor) -> Tens
     return found
 
 
+class NearestClasses(NamedTuple):
+    """The nearest other classes of each of C classes.
+
+    Attributes:
+        places: (C, k) int64 places in the statistics, nearest first, ties by place, -1 where there are no more.
+        distances: (C, k) float64; inf at -1.
+        searched_by: The name of the searcher; empty where there was nothing to search.
+    """
+
+    places: Tensor
+    distances: Tensor
+    searched_by: str
+
+
 def nearest_classes(
-    statistics: ClassStatistics, k: int, block_bytes: int | None = None
-) -> tuple[Tensor, Tensor]:
+    statistics: ClassStatistics,
+    k: int,
+    search: SearchConfig | None = None,
+    *,
+    threads: int | None = None,
+    block_bytes: int = BLOCK_BYTES,
+) -> NearestClasses:
     """The k nearest other classes of every class, by root mean squared distance between their members.
 
     distance(a, b) = sqrt(mean_{x in a, y in b} |x - y|^2) = sqrt(|mu_a - mu_b|^2 + rms_a^2 + rms_b^2), exactly
@@ -105,45 +126,36 @@ def nearest_classes(
     Args:
         statistics: Of C classes.
         k: At least 1; may exceed C - 1.
-        block_bytes: Memory for one block of classes; by default what suits the device.
+        search: How to search; None for the defaults, which are exact up to 200,000 classes.
+        threads: CPU threads of FAISS; None leaves its own setting.
+        block_bytes: Memory for one block of classes.
 
     Returns:
-        (C, k) int64 places in `statistics.labels`, nearest first, ties by place, -1 where there are no more; and
-        (C, k) float64 distances, inf at -1.
+        What was found.
 
-    Cost: C * C * D multiplications; memory `block_bytes` and two copies of the centroids.
+    Cost: a search of C queries among C points of D + 1 dimensions, see `build_searcher`; memory `block_bytes` and a
+    few copies of the centroids.
 
     Source: the class distance of the hierarchical triplet loss (Ge et al., ECCV 2018), which needs N * N * D there.
     """
     assert k >= 1, k
     centroids, rms = statistics.centroids, statistics.radius_rms
-    size, found = len(statistics), min(k, len(statistics) - 1)
+    size = len(statistics)
     places = torch.full((size, k), -1, dtype=torch.int64, device=centroids.device)
     distances = torch.full((size, k), torch.inf, dtype=torch.float64, device=centroids.device)
-    if found < 1:
-        return places, distances
-    # One more coordinate, rms_b in the gallery and 0 in the query, makes the order a euclidean one.
-    points = torch.cat([centroids, rms[:, None]], dim=1)
-    gallery = build_gallery(points, found)
-    budget = block_bytes or 4 * BLOCK_BYTES.get(points.device.type, BLOCK_BYTES["cpu"])
-    step = queries_per_block(gallery, found, budget)
-    for start in range(0, size, step):
-        block = slice(start, min(start + step, size))
-        own = torch.arange(block.start, block.stop, device=points.device)
+    if size < 2:
+        return NearestClasses(places, distances, "")
+    # One more coordinate, rms_b in the rows and 0 in the queries, makes the order a euclidean one.
+    points, own = torch.cat([centroids, rms[:, None]], dim=1), torch.arange(size, device=centroids.device)
+    nearest = LabeledSearch(points, own, search, threads=threads, block_bytes=block_bytes)
+    for block in torch.split(own, max(1, block_bytes // (100 * k))):
         queries = torch.nn.functional.pad(centroids[block], (0, 1))
-        places[block, :found] = ranked(gallery, queries, own, found, budget)
-    rows_per_block = _rows_per_block(points, found)
-    for start in range(0, size, rows_per_block):
-        block = slice(start, start + rows_per_block)
-        there = places[block, :found]
-        apart = (centroids[block, None] - centroids[there]).square().sum(dim=2)
-        distances[block, :found] = (apart + rms[there].square() + rms[block, None].square()).sqrt_()
-    # Library sums may round a tie apart the wrong way; the order is that of sums in one fixed order.
-    distances[:, :found] = distances[:, :found].cummax(dim=1).values
-    return places, distances
+        found = nearest.search(queries, k, exclude_rows=block)
+        places[block] = found.rows
+        distances[block] = (found.squares + rms[block, None].square()).sqrt_()
+    return NearestClasses(places, distances, nearest.searcher.name)
 
 
-def _rows_per_block(rows: Tensor, times: int = 1) -> int:
-    """How many rows, `times` over, fill a block in float64, with their differences beside them."""
-    budget = BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cpu"])
-    return max(1, budget // (16 * times * max(1, rows.shape[1])))
+def _rows_per_block(rows: Tensor) -> int:
+    """How many rows fill a block in float64, with their differences beside them."""
+    return max(1, block_bytes_of(rows.device) // (16 * max(1, rows.shape[1])))

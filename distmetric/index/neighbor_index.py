@@ -205,9 +205,9 @@ class NeighborIndex:
         Raises:
             InputError: If k is no count.
 
-        Cost: O(C^2 D), see `class_statistics.nearest_classes`.
+        Cost: a search of C points, see `class_statistics.nearest_classes`.
         """
-        return labels_of_nearest(self.statistics, k)
+        return labels_of_nearest(self.statistics, k, self.search_config)
 
     def radii(self, labels: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
         """How far members lie from given centers of their classes: the second pass of merged statistics.
@@ -297,7 +297,9 @@ class NeighborIndex:
         return cls(rows, labels, ids, meta["metric"], search or SearchConfig(**settings), threads)
 
 
-def labels_of_nearest(statistics: ClassStatistics, k: int) -> tuple[Tensor, Tensor]:
+def labels_of_nearest(
+    statistics: ClassStatistics, k: int, search: SearchConfig | None = None
+) -> tuple[Tensor, Tensor]:
     """`class_statistics.nearest_classes` by label: (C, k) labels, -1 where the (C, k) float64 distance is inf.
 
     Raises:
@@ -305,7 +307,7 @@ def labels_of_nearest(statistics: ClassStatistics, k: int) -> tuple[Tensor, Tens
     """
     if k < 1:
         raise InputError(f"k must be 1 or more, got {k}")
-    places, distances = nearest_classes(statistics, k)
+    places, distances, _ = nearest_classes(statistics, k, search)
     labels = torch.full_like(places, -1)
     labels[places >= 0] = statistics.labels[places[places >= 0]]
     return labels, distances

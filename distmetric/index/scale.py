@@ -22,7 +22,9 @@ Kind = Literal["flat", "ivf"]
 # What the parts of a build cost beyond plain multiplications and copies, fitted to runs of 10,000 to 60,000 rows on a
 # CPU; `jobs/benchmark.py suite=index` shows how well it fits elsewhere.
 _FLOAT64 = 3.5
-"""Time of comparing in float64, and choosing, in that of the float32 multiplication alone."""
+"""Time of comparing members of a class in float64, in that of the float32 multiplication alone."""
+_FLAT_CLASSES = 200_000
+"""Classes up to which the nearest are sought among all of them; among more, in lists."""
 _STATISTICS_COPIES = 30.0
 """Time of class statistics, in copies of the float32 rows: two passes in float64, block by block."""
 _SCANNED = 1.5
@@ -219,7 +221,9 @@ def build_bytes(size: IndexSize) -> BuildBytes:
     """
     rows, dim = size.rows_per_shard, size.dim
     k = min(size.neighbors, max(1, size.classes - 1))
-    block = min(BLOCK_BYTES, size.classes * (9 * size.classes + 700 * k + 32 * dim))
+    block = min(BLOCK_BYTES, size.classes * (100 * k + 32 * dim))
+    of_classes = searcher_bytes(size.classes, dim + 1, _kind_of_classes(size))
+    of_classes += 4 * size.classes * (dim + 1) * (1 if _kind_of_classes(size) == "flat" else 3)
     search = 0
     if size.row_lists:
         copies = (
@@ -233,7 +237,10 @@ def build_bytes(size: IndexSize) -> BuildBytes:
         views=2 * view_bytes(rows, dim, size.storage),
         search=search,
         work=_ROW_BYTES * rows + min(_SUMMED_BYTES, 8 * rows * dim),
-        classes=2 * statistics_bytes(size.classes, dim) + size.classes * (16 * dim + 24 * k) + block,
+        classes=2 * statistics_bytes(size.classes, dim)
+        + size.classes * (8 * (dim + 1) + 24 * k)
+        + of_classes
+        + block,
         snapshots=2 * snapshot_bytes(size),
     )
 
@@ -250,7 +257,8 @@ def build_seconds(size: IndexSize, speed: Speed) -> BuildSeconds:
     rows, dim = size.rows_per_shard, size.dim
     k = min(size.neighbors, max(1, size.classes - 1))
     members = size.rows / size.classes
-    classes = _FLOAT64 * 2 * size.classes**2 * (dim + 1) + _CHOSEN * size.classes * k
+    classes = search_operations(size.classes, size.classes, dim + 1, k, _kind_of_classes(size))
+    classes += training_operations(size.classes, dim + 1) if _kind_of_classes(size) == "ivf" else 0
     negatives = positives = 0.0
     if size.row_lists:
         wanted = int(size.neighbors + members)
@@ -264,6 +272,10 @@ def build_seconds(size: IndexSize, speed: Speed) -> BuildSeconds:
         negatives=negatives / speed.flops,
         positives=positives / speed.flops,
     )
+
+
+def _kind_of_classes(size: IndexSize) -> Kind:
+    return "flat" if size.classes <= _FLAT_CLASSES else "ivf"
 
 
 def _width(storage: Storage) -> int:

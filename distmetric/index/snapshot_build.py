@@ -40,6 +40,7 @@ def build_snapshot(
     config: IndexConfig,
     rows: bool,
     effort: int = 0,
+    threads: int | None = None,
     should_stop: ShouldStop = lambda: False,
 ) -> NeighborSnapshot:
     """Build a snapshot of what the shards hold.
@@ -53,6 +54,7 @@ def build_snapshot(
         rows: Whether neighbors of rows are listed, too.
         effort: How often building it ran out of memory, 0 to `LAST_EFFORT`: see `Effort.of`. Shards in this
             process are given theirs when they are made.
+        threads: CPU threads of FAISS in the search of classes; None leaves its own setting.
         should_stop: Asked between blocks.
 
     Returns:
@@ -62,7 +64,7 @@ def build_snapshot(
     Raises:
         BuildStoppedError: If `should_stop` says so.
 
-    Cost: O(N D + C^2 D) for classes; for rows in addition the search of all rows, and O(sum n_c^2 D) for the
+    Cost: O(N D) and the search of all classes; for rows in addition the search of all rows, and O(sum n_c^2 D) for the
     positives. Memory C (D + 2 k) + 2 M (k + p) numbers for the result, and blocks of bounded size.
     """
     start = time.monotonic()
@@ -75,13 +77,13 @@ def build_snapshot(
         counts = np.concatenate([summary.counts for summary in summaries])
         assert len(steps), "a snapshot needs at least one embedded row"
         statistics = _merged([summary.statistics for summary in summaries])
-        arrays = _class_arrays(statistics, num_classes, size)
+        arrays, searched_by = _class_arrays(statistics, num_classes, size, threads)
         _check(should_stop)
         if size.rows:
             k, p = min(size.neighbors, max(1, num_rows - 1)), min(size.positives, max(1, num_rows - 1))
             arrays |= _negatives(shards, each, num_rows, k, size.block_bytes, should_stop)
             arrays |= _positives(shards, num_rows, p, should_stop)
-        searched = sorted(set(each(methodcaller("backend"))) - {""})
+        searched = sorted({f"rows: {name}" for name in each(methodcaller("backend")) if name})
     of_shards = f"{len(shards)} shards, " if len(shards) > 1 else ""
     return NeighborSnapshot(
         version=version,
@@ -89,7 +91,7 @@ def build_snapshot(
         seconds=time.monotonic() - start,
         coverage=int(counts.sum()) / num_rows,
         staleness=weighted_quantiles(steps.max() - steps, counts),
-        backend=of_shards + ("; ".join(searched) if searched else "class centers, exact"),
+        backend=of_shards + "; ".join([f"classes: {searched_by or 'nothing to search'}", *searched]),
         **arrays,
     )
 
@@ -128,11 +130,15 @@ def _merged(parts: Sequence[ClassStatistics]) -> ClassStatistics:
     return ClassStatistics(**merged)
 
 
-def _class_arrays(statistics: ClassStatistics, num_classes: int, size: Effort) -> dict[str, NDArray[Any]]:
-    """The snapshot's arrays of classes; rows of classes that have no members stay empty."""
+def _class_arrays(
+    statistics: ClassStatistics, num_classes: int, size: Effort, threads: int | None
+) -> tuple[dict[str, NDArray[Any]], str]:
+    """The snapshot's arrays of classes, and who searched; rows of classes that have no members stay empty."""
     labels = statistics.labels
     k = min(size.neighbors, max(1, num_classes - 1))
-    places, distances = nearest_classes(statistics, k, size.block_bytes)
+    places, distances, searched_by = nearest_classes(
+        statistics, k, size.search, threads=threads, block_bytes=size.block_bytes
+    )
     neighbors = torch.where(places < 0, places, labels[places.clamp(min=0)])
 
     def spread(values: Tensor, dtype: torch.dtype, empty: float = 0) -> NDArray[Any]:
@@ -140,7 +146,7 @@ def _class_arrays(statistics: ClassStatistics, num_classes: int, size: Effort) -
         whole[labels] = values.to(dtype)
         return whole.numpy()
 
-    return {
+    arrays = {
         "class_counts": spread(statistics.counts, torch.int32),
         "centroids": spread(statistics.centroids, torch.float32),
         "radius_max": spread(statistics.radius_max, torch.float32),
@@ -149,6 +155,7 @@ def _class_arrays(statistics: ClassStatistics, num_classes: int, size: Effort) -
         "class_neighbors": spread(neighbors, torch.int32, -1),
         "class_distances": spread(distances, torch.float32, float("inf")),
     }
+    return arrays, searched_by
 
 
 def _negatives(

@@ -12,7 +12,7 @@ import pytest
 
 from distmetric.config.compose import CONF_DIR, compose, groups
 from distmetric.config.decode import decode, leaves
-from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob
+from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob, MineJob
 from distmetric.config.schema import Config
 from distmetric.config.validate import validate
 
@@ -27,6 +27,7 @@ JOBS: dict[str, tuple[type[Any], list[str]]] = {
     "evaluate": (EvaluateJob, ["checkpoint=x"]),
     "embed": (EmbedJob, ["checkpoint=x", "source=y", "out=z"]),
     "benchmark": (BenchmarkJob, []),
+    "mine": (MineJob, ["embeddings=x", "out=y"]),
 }
 # Where a choice deliberately differs from the defaults of its dataclass.
 DIFFERENT: dict[str, set[str]] = {
@@ -86,7 +87,7 @@ def test_every_choice_has_exactly_the_fields_of_its_dataclass(choices: list[str]
     assert leaves(asdict(config)).keys() == leaves(values).keys()
     for choice in choices:
         name, _, wanted = choice.partition("=")
-        if name in ("data", "miner", "model", "optim", "sampler", "schedule", "tracking"):
+        if name in ("data", "index", "miner", "model", "optim", "sampler", "schedule", "tracking"):
             assert values[name]["name"] == wanted
 
 

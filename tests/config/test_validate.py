@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 from distmetric.config import schema as c
 from distmetric.config.validate import validate
 from distmetric.errors import ConfigError
+from distmetric.functional.dial import Dial
+from distmetric.samplers import HardNeighborSamplerConfig
 from runs import default_config
 
 CONFIG = default_config()
@@ -146,3 +149,35 @@ def test_a_batch_that_cannot_be_divided_gets_the_nearest_that_can(
         f"rows cannot be divided among trainer.num_workers={workers}: set sampler.classes_per_batch={fix}"
     )
     validate(changed(CONFIG, changes | {"sampler.classes_per_batch": fix}))
+
+
+HARD = replace(CONFIG, sampler=HardNeighborSamplerConfig())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sampler.skip": 5.0, "sampler.width": Dial(start=120, end=10, end_step=50)},
+            "sampler.skip and sampler.width reach to neighbor 125, but index.neighbors=100 are listed: "
+            "set index.neighbors=125 or a smaller window",
+        ),
+        (
+            {"sampler.mode": "sample", "index.positives": 2},
+            "sampler.mode=sample with sampler.samples_per_class=4 asks for the 3 farthest positives, but "
+            "index.positives=2 are listed: set index.positives=3",
+        ),
+        (
+            {"index.refresh_steps": 9},
+            "index.refresh_steps=9 is less than sampler.round_steps=10, and only one snapshot a round is used: "
+            "set index.refresh_steps=10 or more",
+        ),
+    ],
+)
+def test_hard_batches_ask_for_no_more_than_the_index_lists(changes: dict[str, Any], message: str) -> None:
+    assert message_for(changes, HARD) == message
+    validate(changed(CONFIG, {key: value for key, value in changes.items() if key.startswith("index")}))
+
+
+def test_a_window_without_end_is_all_that_is_listed() -> None:
+    validate(changed(HARD, {"sampler.width": math.inf}))

@@ -178,19 +178,20 @@ def test_faiss_gives_the_snapshot_of_torch() -> None:
     view = clusters()
     with_faiss = build([LocalShard(view, SearchConfig(library="faiss"), threads=1)], view)
     assert_same(build([LocalShard(view, TORCH)], view), with_faiss)
-    assert with_faiss.backend.startswith("faiss flat on ")
+    assert "rows: faiss flat on " in with_faiss.backend
 
 
 def test_the_backend_says_who_searched_and_in_how_many_shards() -> None:
     view = clusters()
-    assert build([LocalShard(view, TORCH)], view, rows=False).backend == "class centers, exact"
-    assert build([LocalShard(view, TORCH)], view).backend == "torch flat on cpu, exact"
+    classes_and_rows = "classes: torch flat on cpu, exact; rows: torch flat on cpu, exact"
+    assert build([LocalShard(view, TORCH)], view, rows=False).backend == "classes: torch flat on cpu, exact"
+    assert build([LocalShard(view, TORCH)], view).backend == classes_and_rows
     shards = shards_of(view, np.arange(12) % 3)
-    assert build(shards, view).backend == "3 shards, torch flat on cpu, exact"
+    assert build(shards, view).backend == f"3 shards, {classes_and_rows}"
 
 
 def test_without_row_lists_nobody_searches(monkeypatch) -> None:
-    monkeypatch.setattr(labeled_search, "build_searcher", None)
+    monkeypatch.setattr(LocalShard, "nearest_negatives", None)
     view = clusters()
     snapshot = build([LocalShard(view, TORCH)], view, rows=False)
     assert not snapshot.has_rows
