@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distmetric import losses, miners, samplers
+    from distmetric import index, losses, miners, samplers
     from distmetric.cluster.fit import fit
     from distmetric.config.training import load_config
     from distmetric.data.catalog import Catalog
@@ -25,6 +25,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "fit",
+    "index",
     "load_config",
     "losses",
     "miners",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 # Looked up at first use (PEP 562): importing the package must not start what only some of its parts need.
-_SUBMODULES = ("losses", "miners", "samplers")
+_SUBMODULES = ("index", "losses", "miners", "samplers")
 _HOMES = {
     "Catalog": "distmetric.data.catalog",
     "DistributedLoss": "distmetric.distributed.loss",

@@ -1,7 +1,9 @@
-"""Measure time and memory of our losses, beside pytorch-metric-learning's on the same machine.
+"""Measure time and memory of the losses or of the index, beside their peers on the same machine.
 
     python jobs/benchmark.py suite=losses
     python jobs/benchmark.py losses=[batch_hard,supcon] sizes=[4096] processes=[1] peers=false
+    python jobs/benchmark.py suite=index
+    python jobs/benchmark.py suite=index embeddings=embeddings.parquet methods=[flat,class_balls]
 
 The last line is a JSON object: markdown and json (paths of the tables), run_id, cells, statuses, seconds.
 """
@@ -9,7 +11,7 @@ The last line is a JSON object: markdown and json (paths of the tables), run_id,
 import sys
 from typing import Any
 
-from distmetric.benchmarks.suite import run_benchmark
+from distmetric.benchmarks.run import run_benchmark
 from distmetric.config.command import run_command
 from distmetric.config.compose import load
 from distmetric.config.jobs import BenchmarkJob

@@ -38,7 +38,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("samplers.hard_neighbors", "index.config"),
     ),
     "config.jobs": ("config", "errors"),
-    "config.validate": ("config", "losses.build", "errors"),
+    "config.validate": ("config", "functional.dial", "losses.build", "samplers.hard_neighbors", "errors"),
     "config.attributes": (
         *("config", "losses.build", "losses.attribute_classification", "losses.attribute_identity_hard"),
         "errors",

@@ -148,7 +148,7 @@ def left_what_the_readme_lists(workspace: Path, result: dict) -> bool:
     artifacts = (workspace / "outputs" / "artifacts" / result["run_id"]).rglob("*")
     assert "config.json" in {path.name for path in artifacts}
     in_run = set(re.findall(r"^    ([\w.]+)", listed, re.MULTILINE))
-    assert in_run == {"report.html", *(path.name for path in run_dir.iterdir())}
+    assert in_run == {"report.html", "index", *(path.name for path in run_dir.iterdir())}
     in_checkpoint = set(re.findall(r"\w+\.(?:pt|json)", listed.partition("checkpoints/")[2].splitlines()[0]))
     assert in_checkpoint == {path.name for path in checkpoint.iterdir()}
     return result["step"] == 4
@@ -189,6 +189,17 @@ CHECKS: dict[str, Check] = {
     "python jobs/train.py data=catalog data.path=photos.arrow model=resnet model.channels=3 model.image_size=64 "
     "model.stem_stride=2 augment=photo sampler.classes_per_batch=16 loss=lifted_structure": trains,
     "python jobs/train.py --help": runs(),
+    "python jobs/train.py experiment=quickstart sampler=hard_neighbors": checked_by(
+        "tests/end_to_end/test_hard_neighbors.py::"
+        "test_killing_the_index_and_a_worker_right_after_a_swap_leaves_the_run_as_planned"
+    ),
+    "python jobs/mine.py embeddings=embeddings.parquet out=mined": gives(
+        lambda workspace, result: (
+            {Path(table["path"]).name for table in result["tables"].values()}
+            == {path.name for path in (workspace / "mined").iterdir()}
+            == {f"{name}.parquet" for name in result["tables"]}
+        )
+    ),
     "torchrun --nproc-per-node 2 my_loop.py": runs(),
     "python jobs/train.py experiment=quickstart --cfg json > config.json": lambda workspace, command: print(
         run(workspace, command.replace("--cfg", "debug=tiny train.steps=4 data.max_classes=40 --cfg"))
@@ -200,6 +211,15 @@ CHECKS: dict[str, Check] = {
         lambda _, result: result["statuses"] == {"ok": 2} and Path(result["markdown"]).is_file(),
         *("losses=[batch_hard]", "sizes=[64]", "processes=[1]"),
     ),
+    "python jobs/benchmark.py suite=index": gives(
+        lambda _, result: set(result["statuses"]) == {"ok"} and Path(result["markdown"]).is_file(),
+        *("methods=[flat,class_balls]", "sizes=[200]", "steps=1"),
+    ),
+    "python jobs/benchmark.py suite=index embeddings=embeddings.parquet "
+    "methods=[flat,flat_negative,class_balls]": gives(
+        lambda _, result: set(result["statuses"]) == {"ok"}, "steps=1", "k=2"
+    ),
+    "python -m distmetric.index.scale": runs(),
     "export RAY_AUTH_MODE=token": SUBMIT,
     "ray get-auth-token --generate > /dev/null": made_token,
     "chmod 600 ~/.ray/auth_token": protects_token,
@@ -270,13 +290,15 @@ def test_every_check_has_its_command() -> None:
     assert set(CHECKS) == set(commands())
 
 
-def test_both_python_blocks_are_run() -> None:
-    """The second, a training loop, is run as `my_loop.py`; the first makes losses."""
-    made, loop = blocks("python")
+def test_all_python_blocks_are_run() -> None:
+    """The second, a training loop, is run as `my_loop.py`; the first makes losses, the third searches."""
+    made, loop, searched = blocks("python")
     assert "init_process_group" in loop
     names: dict[str, object] = {}
     exec(made, names)
     assert names["criterion"]
+    exec(searched, names)
+    assert names["found"].ids.shape == (5, 10)
 
 
 def test_blocks_have_a_language() -> None:

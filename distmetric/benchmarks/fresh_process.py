@@ -10,58 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
-from statistics import median
-from typing import IO, Literal
+from typing import IO, Any
 
-from distmetric.benchmarks import measure
-from distmetric.benchmarks.measure import Measurement, Spec
+from distmetric.benchmarks import cell_process
+from distmetric.benchmarks.cell import Measurement, Outcome, Spec, Status
 from distmetric.benchmarks.memory import is_out_of_memory
-
-Status = Literal["ok", "out of memory", "timed out", "failed"]
 
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended, and what its processes found.
-
-    Args:
-        spec: What was to be measured.
-        status: "ok", or why there is nothing.
-        message: What was said about it.
-        ranks: One measurement per process; none unless all is well.
-        load: Load average of the machine before.
-    """
-
-    spec: Spec
-    status: Status
-    message: str = ""
-    ranks: list[Measurement] = field(default_factory=list)
-    load: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Median over the steps, each as long as its slowest process."""
-        return float(median(max(step) for step in zip(*(rank.seconds for rank in self.ranks), strict=True)))
-
-    @property
-    def times_matmul(self) -> float:
-        """Median over steps and processes of a step's time over that of the bare matmul before it."""
-        return median(
-            step / matmul
-            for rank in self.ranks
-            for step, matmul in zip(rank.seconds, rank.matmul_seconds, strict=True)
-        )
-
-    @property
-    def peak_bytes(self) -> int:
-        """Most memory above the base, of the process that took most."""
-        return max(rank.peak_bytes for rank in self.ranks)
-
-
-def run_fresh(spec: Spec, timeout_s: float) -> Outcome:
+def run_fresh(spec: Spec, timeout_s: float) -> Outcome[Any, Any]:
     """Measure a cell in fresh processes, one per rank.
 
     Args:
@@ -89,10 +47,11 @@ def run_fresh(spec: Spec, timeout_s: float) -> Outcome:
 class _Process:
     def __init__(self, spec: Spec, rank: int, port: int, folder: str) -> None:
         self.rank = rank
+        self._measurement = cell_process.KINDS[spec.suite].measurement
         self._out = _file(folder, f"out{rank}")
         self._err = _file(folder, f"err{rank}")
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", measure.__name__, json.dumps(asdict(spec)), str(os.getpid())],
+            [sys.executable, "-m", cell_process.__name__, cell_process.to_json(spec), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
@@ -118,7 +77,9 @@ class _Process:
             values = json.loads(lines[-1])
             if "out_of_memory" in values:
                 return "out of memory", values["out_of_memory"]
-            return Measurement(**values)
+            if "not_run" in values:
+                return "not run", values["not_run"]
+            return self._measurement(**values)
         errors = _lines(self._err)
         message = errors[-1][:300] if errors else f"ended with code {code}"
         if code == -signal.SIGKILL or any(is_out_of_memory(line) for line in errors):
@@ -128,7 +89,7 @@ class _Process:
 
 def _outcome(
     spec: Spec, processes: list[_Process], deadline: float, timeout_s: float, load: float
-) -> Outcome:
+) -> Outcome[Any, Any]:
     waiting, failures, ranks = list(processes), list[tuple[Status, str]](), dict[int, Measurement]()
     while waiting and not failures:
         for process in [each for each in waiting if each.has_ended()]:

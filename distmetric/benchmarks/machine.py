@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from distmetric import __version__
-from distmetric.benchmarks.losses import PEER
+from distmetric.benchmarks.losses.cells import PEER
 from distmetric.benchmarks.memory import free_bytes
 from distmetric.tracking.tracked_run import git_revision
 
@@ -40,6 +41,7 @@ def describe_machine(device: str, threads: int) -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "distmetric": __version__,
         PEER: _version(PEER),
+        "faiss": _version("faiss-gpu", "faiss-cpu"),
     }
 
 
@@ -52,8 +54,9 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def _version(*packages: str) -> str:
+    """Of the first of these that is installed."""
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            return version(package)
+    return "not installed"

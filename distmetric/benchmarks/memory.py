@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 import resource
@@ -43,6 +44,25 @@ class PeakMemory:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - self.base
         return max((_status("VmHWM") if _STATUS.exists() else _lifetime_peak()) - self.base, 0)
+
+
+def give_back_free() -> None:
+    """Give what was allocated and freed again back to the system, where glibc does not.
+
+    What stays with the process would be used again, and not be seen as growth.
+    """
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def held_on_gpu(device: torch.device) -> int:
+    """Bytes that anybody holds on a GPU, libraries that torch knows nothing of included; 0 for the CPU."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
 
 
 def limit_growth(num_bytes: int, device: torch.device) -> None:

@@ -1,109 +1,52 @@
-"""What was measured, as Markdown, as JSON, and as metrics of a tracker."""
+"""What the tables of all suites have in common, as Markdown and as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from distmetric.benchmarks.fresh_process import Outcome
-from distmetric.benchmarks.losses import DIM, PEER, PER_CLASS, Side, columns
-from distmetric.benchmarks.measure import Spec
+from distmetric.benchmarks.cell import Outcome
 
-_METHOD = (
-    f"A step is mining, forward and backward from a leaf of N embeddings (D = {DIM}, {PER_CLASS} of length one per "
-    "class, clustered). `time` is the median over the steps of a cell, each cell in a fresh process; `x` is the median "
-    "of a step's time over that of one bare float32 matmul N x M x D right before it, where M is what every embedding "
-    "is compared with: the batch, class vectors or a memory. `MiB` is the most memory of a step beyond what was held "
-    "before it: resident memory, or on a GPU that of its tensors. PML is pytorch-metric-learning."
-)
-_RANKS_METHOD = (
-    "One thread per process; N is the batch of all processes together, and both libraries give its exact gradient. "
-    "`x` is the time over that of one process (with enough cores, 1 / processes would be perfect); `MiB` is what each "
-    "process takes."
-)
-_DIFFERENT = 1e-3  # relative, of the values of the loss, above which they are not taken for the same
-_NONE = "–"
-
-Shape = tuple[int, int, str]
-"""Processes, threads of each, device."""
+NONE = "–"
+"""What stands in a cell of a table where there is nothing."""
 
 
-class _Cells:
-    """Outcomes by what was measured."""
-
-    def __init__(self, outcomes: Sequence[Outcome]) -> None:
-        self._by_key = {
-            (*_shape(each.spec), each.spec.loss, each.spec.size, each.spec.side): each for each in outcomes
-        }
-        self._specs = [outcome.spec for outcome in outcomes]
-
-    def get(self, shape: Shape, loss: str, size: int, side: Side) -> Outcome | None:
-        """That of a cell; None where it has not been measured."""
-        return self._by_key.get((*shape, loss, size, side))
-
-    def rows(self, shape: Shape) -> list[tuple[str, int]]:
-        """Losses in the order of their first cells, each with its sizes."""
-        order = list(dict.fromkeys(spec.loss for spec in self._specs))
-        found = {(spec.loss, spec.size) for spec in self._specs if _shape(spec) == shape}
-        return sorted(found, key=lambda row: (order.index(row[0]), row[1]))
-
-
-def markdown(machine: Mapping[str, Any], outcomes: Sequence[Outcome], peers: bool) -> str:
-    """The tables, below a line that says what they were measured on.
+def header(machine: Mapping[str, Any], packages: Sequence[str] = ()) -> str:
+    """The line that says what was measured on, when, and how.
 
     Args:
         machine: As `describe_machine` gives it.
-        outcomes: Of all cells so far.
-        peers: Whether pytorch-metric-learning was to be measured.
+        packages: Whose versions it names beside the usual ones.
     """
-    cells = _Cells(outcomes)
-    parts = ["# Losses: time and memory", _header(machine, peers)]
-    shape: Shape = (1, machine["threads"], machine["device"])
-    if rows := cells.rows(shape):
-        titles = ["loss", "N", "M", "time", "x", "MiB"]
-        titles += ["PML: time", "x", "MiB", "speed-up", "memory"] if peers else []
-        parts += [_METHOD, _table(titles, (_row(cells, shape, *row, peers) for row in rows))]
-    for processes in sorted({outcome.spec.processes for outcome in outcomes} - {1}):
-        several: Shape = (processes, 1, "cpu")
-        titles = ["loss", "N", "1 process", f"{processes} processes", "x", "MiB"]
-        titles += ["PML: 1 process", *titles[3:]] if peers else []
-        lines = (_ranks_row(cells, several, *row, peers) for row in cells.rows(several))
-        parts += [f"## {processes} processes", _RANKS_METHOD, _table(titles, lines)]
-    notes = [*_busy(machine, outcomes), *_notes(cells, outcomes)]
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "distmetric", *packages))
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, threads used: {machine['threads']}{gpu}; {machine['system']}; "
+        f"{versions}; {machine['date']}; commit {machine['commit']}; `{machine['command']}`"
+    )
+
+
+def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as a Markdown table, all columns but the first to the right."""
+    rule = ["---", *["---:"] * (len(titles) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, rule, *lines])
+
+
+def document(parts: Iterable[str], notes: Sequence[str]) -> str:
+    """Paragraphs, and a list of notes below them where there are some."""
     return "\n\n".join([*parts, *(["\n".join(notes)] if notes else [])]) + "\n"
 
 
-def to_dict(
-    machine: Mapping[str, Any], settings: Mapping[str, Any], outcomes: Sequence[Outcome]
-) -> dict[str, Any]:
-    """Everything, raw, and what the tables show of it, as plain containers."""
-    return {
-        "machine": dict(machine),
-        "settings": dict(settings),
-        "cells": [asdict(outcome) | _summary(outcome) for outcome in outcomes],
-    }
+def duration(seconds: float) -> str:
+    """Seconds to three digits."""
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 99.95 else f"{seconds:.0f} s"
 
 
-def metrics(outcome: Outcome) -> dict[str, float]:
-    """What a tracker is to keep of a cell, by name; its N is the step."""
-    spec = outcome.spec
-    name = f"{spec.loss}/{spec.side}_{spec.device}_{spec.processes}x{spec.threads}"
-    return {f"{name}/{key}": value for key, value in _summary(outcome).items()}
-
-
-def label(spec: Spec) -> str:
-    """A cell in words."""
-    whose = "" if spec.side == "ours" else f" of {PEER}"
-    many = f", {spec.processes} processes" if spec.processes > 1 else ""
-    return f"{spec.loss}{whose}, N = {spec.size}{many}"
-
-
-def _shape(spec: Spec) -> Shape:
-    return spec.processes, spec.threads, spec.device
-
-
-def _summary(outcome: Outcome) -> dict[str, float]:
+def summary(outcome: Outcome[Any, Any]) -> dict[str, float]:
+    """What the tables of all suites show of a cell, by name; nothing where it was not measured."""
     if outcome.status != "ok":
         return {}
     return {
@@ -113,79 +56,32 @@ def _summary(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def _header(machine: Mapping[str, Any], peers: bool) -> str:
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
-    packages = ["python", "torch", "distmetric", *([PEER] if peers else [])]
-    versions = ", ".join(f"{name} {machine[name]}" for name in packages)
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, threads used: {machine['threads']}{gpu}; {machine['system']}; "
-        f"{versions}; {machine['date']}; commit {machine['commit']}; `{machine['command']}`"
-    )
-
-
-def _row(cells: _Cells, shape: Shape, loss: str, size: int, peers: bool) -> list[str]:
-    ours, peer = cells.get(shape, loss, size, "ours"), cells.get(shape, loss, size, "peer")
-    line = [loss, str(size), str(columns(loss, size)), *_shown(ours)]
-    if peers:
-        speed_up = _ratio(peer, ours, lambda each: each.seconds, "{:.1f}x")
-        line += [*_shown(peer), speed_up, _ratio(peer, ours, lambda each: each.peak_bytes, "{:.1f}x")]
-    return line
-
-
-def _ranks_row(cells: _Cells, shape: Shape, loss: str, size: int, peers: bool) -> list[str]:
-    line = [loss, str(size)]
-    sides: list[Side] = ["ours", "peer"] if peers else ["ours"]
-    for side in sides:
-        alone, together = cells.get((1, *shape[1:]), loss, size, side), cells.get(shape, loss, size, side)
-        ratio = _ratio(together, alone, lambda each: each.seconds, "{:.2f}")
-        line += [_shown(alone)[0], _shown(together)[0], ratio, _shown(together)[2]]
-    return line
-
-
-def _shown(outcome: Outcome | None) -> tuple[str, str, str]:
-    """Time, its ratio to the matmul, and memory."""
-    if outcome is None or outcome.status != "ok":
-        return _NONE if outcome is None else outcome.status, _NONE, _NONE
-    memory = ", ".join(f"{rank.peak_bytes / 2**20:.0f}" for rank in outcome.ranks)
-    return _time(outcome.seconds), f"{outcome.times_matmul:.1f}", memory
-
-
-def _ratio(of: Outcome | None, to: Outcome | None, quantity: Callable[[Outcome], float], form: str) -> str:
-    if of is None or to is None or of.status != "ok" or to.status != "ok" or quantity(to) == 0:
-        return _NONE
-    return form.format(quantity(of) / quantity(to))
-
-
-def _time(seconds: float) -> str:
-    if seconds < 0.9995:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 99.95 else f"{seconds:.0f} s"
-
-
-def _table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(titles) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, rule, *lines])
-
-
-def _notes(cells: _Cells, outcomes: Sequence[Outcome]) -> list[str]:
-    notes = [f"- {label(each.spec)} failed: {each.message}" for each in outcomes if each.status == "failed"]
-    for peer in outcomes:
-        ours = cells.get(_shape(peer.spec), peer.spec.loss, peer.spec.size, "ours")
-        if peer.spec.side == "ours" or ours is None or not (ours.status == peer.status == "ok"):
-            continue
-        value, other = ours.ranks[0].value, peer.ranks[0].value
-        if not abs(value - other) <= _DIFFERENT * max(abs(value), abs(other)):
-            notes.append(f"- {label(ours.spec)}: the losses differ, {value:.6g} and {other:.6g} ({PEER})")
-    return notes
-
-
-def _busy(machine: Mapping[str, Any], outcomes: Sequence[Outcome]) -> list[str]:
+def busy(machine: Mapping[str, Any], outcomes: Sequence[Outcome[Any, Any]]) -> list[str]:
     """A warning where more was running than a benchmark that is alone can explain."""
     loads = [each.load for each in outcomes if each.load is not None]
-    busy = [load for load in loads if load > machine["cores"] + 1]
-    if not busy:
+    too_many = [load for load in loads if load > machine["cores"] + 1]
+    if not too_many:
         return []
     return [
-        f"- The machine did other work too: its load average was up to {max(busy):.1f}, on {machine['cores']} cores, "
-        f"before {len(busy)} of {len(loads)} cells. Ratios say more than times."
+        f"- The machine did other work too: its load average was up to {max(too_many):.1f}, on {machine['cores']} "
+        f"cores, before {len(too_many)} of {len(loads)} cells. Ratios say more than times."
     ]
+
+
+def to_dict(
+    machine: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    cells: Iterable[tuple[Outcome[Any, Any], Mapping[str, float]]],
+) -> dict[str, Any]:
+    """Everything, raw, and what the tables show of it, as plain containers.
+
+    Args:
+        machine: As `describe_machine` gives it.
+        settings: Of the job.
+        cells: Outcomes with their summaries.
+    """
+    return {
+        "machine": dict(machine),
+        "settings": dict(settings),
+        "cells": [asdict(outcome) | dict(shown) for outcome, shown in cells],
+    }

@@ -308,6 +308,7 @@ class NeighborIndexActor:
             config=self._config,
             rows=self._by_rows,
             effort=effort,
+            threads=self._config.threads,
         )
 
     def _note_failure(self, error: Exception, smaller: str) -> None:

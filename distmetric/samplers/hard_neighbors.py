@@ -68,8 +68,9 @@ class HardNeighborSamplerConfig:
     max_lead: int = 2
     """Visits that a class may be ahead of the least visited one and still join as a neighbor; so the visits of any two
     classes never differ by more than max_lead + 1."""
-    margin: float = 0.2
-    """Margin that the logged share of margin-violating anchors is measured with; the batches do not depend on it."""
+    margin: float = 0.0
+    """How much farther than its farthest positive an anchor's nearest negative has to be for the logged share of
+    violating anchors not to count it; the batches do not depend on it."""
     back_off: BackOffConfig = field(default_factory=BackOffConfig)
     """When hard_fraction is reduced by itself."""
 

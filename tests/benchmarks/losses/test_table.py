@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from distmetric.benchmarks.fresh_process import Outcome
-from distmetric.benchmarks.measure import Measurement, Spec
-from distmetric.benchmarks.table import markdown, metrics, to_dict
+from distmetric.benchmarks.cell import Outcome
+from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec
+from distmetric.benchmarks.losses.suite import LossSuite
+from distmetric.benchmarks.losses.table import markdown
+from distmetric.benchmarks.run import metrics
+from distmetric.benchmarks.table import summary, to_dict
 
 MACHINE = {
     "date": "2026-11-23 12:00 UTC",
@@ -30,14 +33,14 @@ MIB = 1 << 20
 
 
 def done(
-    spec: Spec, seconds: float, matmul: float, mib: float, value: float = 0.5, load: float = 1.0
+    spec: LossSpec, seconds: float, matmul: float, mib: float, value: float = 0.5, load: float = 1.0
 ) -> Outcome:
-    rank = Measurement([seconds] * 3, [matmul] * 3, 0, int(mib * MIB), value)
+    rank = LossMeasurement([seconds] * 3, [matmul] * 3, 0, int(mib * MIB), value)
     return Outcome(spec, "ok", ranks=[rank] * spec.processes, load=load)
 
 
 def outcomes() -> list[Outcome]:
-    ours = Spec("batch_hard", "ours", 1024, threads=2)
+    ours = LossSpec("batch_hard", "ours", 1024, threads=2)
     peer = replace(ours, side="peer")
     lifted, peers_lifted = replace(ours, loss="lifted"), replace(peer, loss="lifted")
     classes = replace(ours, loss="proxy_anchor")
@@ -86,7 +89,7 @@ def test_without_peers_there_is_no_word_of_them() -> None:
 
 
 def test_processes_alone_have_their_own_table_only() -> None:
-    alone = Spec("supcon", "ours", 64)
+    alone = LossSpec("supcon", "ours", 64)
     text = markdown(
         MACHINE, [done(alone, 1, 1, 1), done(replace(alone, processes=3), 0.5, 1, 1)], peers=False
     )
@@ -108,7 +111,7 @@ def test_the_header_says_where_when_and_how() -> None:
 
 
 def test_notes_name_crashes_differing_losses_and_a_busy_machine() -> None:
-    ours = Spec("circle", "ours", 64)
+    ours = LossSpec("circle", "ours", 64)
     broken = Outcome(replace(ours, loss="supcon", processes=2), "failed", "KeyError: 'x'", load=9.0)
     measured = [done(ours, 1, 1, 1, value=1.0), done(replace(ours, side="peer"), 1, 1, 1, value=1.01)]
     assert markdown(MACHINE, [*measured, broken], peers=True).splitlines()[-3:] == [
@@ -123,13 +126,15 @@ def test_notes_name_crashes_differing_losses_and_a_busy_machine() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), 0.0])
 def test_a_loss_that_is_nan_or_zero_is_told(value: float) -> None:
-    ours = Spec("circle", "ours", 64)
+    ours = LossSpec("circle", "ours", 64)
     measured = [done(ours, 1, 1, 1, value=value), done(replace(ours, side="peer"), 1, 1, 1)]
     assert "the losses differ" in markdown(MACHINE, measured, peers=True)
 
 
 def test_the_json_has_everything_raw() -> None:
-    found = json.loads(json.dumps(to_dict(MACHINE, {"steps": 3}, outcomes())))
+    found = json.loads(
+        json.dumps(to_dict(MACHINE, {"steps": 3}, ((each, summary(each)) for each in outcomes())))
+    )
     assert found["machine"] == MACHINE
     assert found["settings"] == {"steps": 3}
     assert len(found["cells"]) == len(outcomes())
@@ -143,9 +148,9 @@ def test_the_json_has_everything_raw() -> None:
 
 def test_metrics_are_those_of_cells_that_were_measured() -> None:
     found = outcomes()
-    assert metrics(found[0]) == {
+    assert metrics(LossSuite(), found[0]) == {
         "batch_hard/ours_cpu_1x2/median_seconds": 0.01,
         "batch_hard/ours_cpu_1x2/times_matmul": 5.0,
         "batch_hard/ours_cpu_1x2/peak_mib": 4.0,
     }
-    assert metrics(found[2]) == {}
+    assert metrics(LossSuite(), found[2]) == {}

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distmetric import losses
-from distmetric.benchmarks.losses import CELLS, DIM, build, clustered, columns
-from distmetric.benchmarks.measure import Spec, Step
+from distmetric.benchmarks.losses.cells import CELLS, DIM, build, clustered, columns
+from distmetric.benchmarks.losses.measure import LossSpec, Step
 from distmetric.distributed.replica import Replica
 from processes import run_ranks
 
@@ -17,7 +17,7 @@ SIZE = 64
 
 def step_of(replica: Replica, loss: str, side: str) -> tuple[float, list[list[float]]]:
     """Value and gradient of the embeddings of a step, which is taken twice: the second finds nothing of the first."""
-    step = Step(Spec(loss, side, SIZE), SIZE, replica, CPU)
+    step = Step(LossSpec(loss, side, SIZE), SIZE, replica, CPU)
     step()
     return step().item(), step.embeddings.grad.tolist()
 
@@ -49,7 +49,7 @@ def test_two_ranks_compute_the_loss_of_one(loss: str, side: str) -> None:
 
 
 def test_ranks_average_the_gradients_of_class_vectors() -> None:
-    alone = Step(Spec("arcface", "ours", SIZE), SIZE, Replica(), CPU)
+    alone = Step(LossSpec("arcface", "ours", SIZE), SIZE, Replica(), CPU)
     alone()
     expected = alone.criterion.weight.grad.tolist()
     for found in run_ranks(2, class_gradient):
@@ -57,7 +57,7 @@ def test_ranks_average_the_gradients_of_class_vectors() -> None:
 
 
 def class_gradient(replica: Replica) -> list[list[float]]:
-    step = Step(Spec("arcface", "ours", SIZE), SIZE, replica, CPU)
+    step = Step(LossSpec("arcface", "ours", SIZE), SIZE, replica, CPU)
     step()
     return step.criterion.loss.weight.grad.tolist()
 
@@ -88,6 +88,6 @@ def test_columns_are_what_embeddings_are_compared_with(loss: str) -> None:
 @pytest.mark.parametrize("side", ["ours", "peer"])
 def test_a_memory_is_full_before_the_first_step(side: str) -> None:
     loss = "cross_batch_memory_contrastive"
-    memory = Step(Spec(loss, side, SIZE), SIZE, Replica(), CPU).criterion.embedding_memory
+    memory = Step(LossSpec(loss, side, SIZE), SIZE, Replica(), CPU).criterion.embedding_memory
     torch.testing.assert_close(memory.norm(dim=1), torch.ones(4 * SIZE))
     assert len(memory.unique(dim=0)) == 4 * SIZE

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distmetric import losses
+from distmetric.benchmarks.data import clusters
 from distmetric.distributed.loss import DistributedLoss
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ResourceError
@@ -142,12 +142,7 @@ def clustered(size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     Returns:
         (N, 128) embeddings and (N,) labels, four rows of each of N / 4 classes.
     """
-    centers = F.normalize(torch.randn(size // PER_CLASS, DIM, generator=torch.Generator().manual_seed(0)))
-    generator = torch.Generator().manual_seed(seed + 1)
-    labels = torch.arange(size // PER_CLASS).repeat_interleave(PER_CLASS)
-    labels = labels[torch.randperm(size, generator=generator)]
-    noise = torch.randn(size, DIM, generator=generator)
-    return F.normalize(centers[labels] + _SPREAD * noise), labels
+    return clusters(size, DIM, PER_CLASS, _SPREAD, seed)
 
 
 def build(name: str, side: Side, size: int, replica: Replica) -> nn.Module:

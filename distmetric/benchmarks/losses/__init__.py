@@ -1,0 +1,1 @@
+"""Our losses beside pytorch-metric-learning's."""
