@@ -217,7 +217,7 @@ class MineJob:
     """Rows of two classes are near-duplicates up to this fraction of the spread of either class."""
     sub_centers: int = 4
     """Balls (center and radius) of a class at most, a power of two; used where classes have outliers or modes."""
-    fall_back_above: float = 0.15
+    fall_back_above: float = 0.1
     """Share of all distances above which brute force takes over, measured on a sample; 1: never."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: on the GPU if there is one."""

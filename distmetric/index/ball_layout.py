@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distmetric.evaluation.gallery import FOLD
-from distmetric.functional.distances import BLOCK_BYTES
+from distmetric.functional.distances import block_bytes
 from distmetric.functional.segments import segment_counts, segment_extreme, segment_sum
 from distmetric.index.class_balls import MARGIN, SPHERE
 from distmetric.index.class_statistics import distances_to_own
@@ -186,24 +186,14 @@ def lay_out(rows: Tensor, class_of_row: Tensor, balls: Balls, spherical: bool) -
     order = by_rho[torch.argsort(balls.ball[by_rho], stable=True)]
     position = torch.empty_like(order)
     position[order] = torch.arange(len(order), device=order.device)
-    counts = balls.counts
-    width = tile_width(counts)
-    first_position, first_tile = starts(counts), starts(-(-counts // width))
-    tile_ball = torch.repeat_interleave(torch.arange(len(balls), device=order.device), first_tile.diff())
-    number = torch.arange(len(tile_ball), device=order.device) - first_tile[tile_ball]
-    tile_sizes = (counts[tile_ball] - number * width).clamp_max(width)
-    members = (first_position[tile_ball] + number * width)[:, None] + torch.arange(width, device=order.device)
-    members = torch.where(torch.arange(width, device=order.device) < tile_sizes[:, None], members, len(order))
+    first_position = starts(balls.counts)
+    first_tile, members, tile_sizes = _tiles(balls.counts, first_position)
     dtype = working_dtype()
     shift, scale = _shift_and_scale(rows)
     # Rows of "length one" are not quite, and the sphere's bounds assume they are.
     uneven = 8 * torch.finfo(rows.dtype).eps / scale if spherical else 0.0
     rho = balls.rho[order] / scale
-    moved = torch.zeros(len(rows) + 1, rows.shape[1], dtype=dtype, device=rows.device)
-    step = rows_per_block(rows)
-    for start in range(0, len(rows), step):
-        block = order[start : start + step]
-        moved[start : start + len(block)] = ((rows[block].double() - shift) / scale).to(dtype)
+    moved = _moved(rows, order, shift, scale, dtype)
     norms = squared_norms(moved)
     norms[-1] = torch.inf
     centers = _padded((balls.centers - shift) / scale, dtype)
@@ -255,6 +245,30 @@ def starts(counts: Tensor) -> Tensor:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
 
 
+def _tiles(counts: Tensor, first_position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut balls into tiles: where each ball's begin, (T, w) positions of the members, N where a tile is not full, and
+    how many members each has.
+    """
+    device, width = counts.device, tile_width(counts)
+    first_tile = starts(-(-counts // width))
+    tile_ball = torch.repeat_interleave(torch.arange(len(counts), device=device), first_tile.diff())
+    number = torch.arange(len(tile_ball), device=device) - first_tile[tile_ball]
+    sizes = (counts[tile_ball] - number * width).clamp_max(width)
+    across = torch.arange(width, device=device)
+    members = (first_position[tile_ball] + number * width)[:, None] + across
+    return first_tile, torch.where(across < sizes[:, None], members, int(first_position[-1])), sizes
+
+
+def _moved(rows: Tensor, order: Tensor, shift: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """(N + 1, D) rows in another order, shifted and scaled, block by block, and a row of zeros."""
+    moved = torch.zeros(len(rows) + 1, rows.shape[1], dtype=dtype, device=rows.device)
+    step = rows_per_block(rows)
+    for start in range(0, len(rows), step):
+        block = order[start : start + step]
+        moved[start : start + len(block)] = ((rows[block].double() - shift) / scale).to(dtype)
+    return moved
+
+
 def tile_width(counts: Tensor) -> int:
     """Members that are compared at once: a power of two from 4 to 32, so that typical balls fill one tile."""
     typical = int(counts.median())
@@ -279,8 +293,7 @@ def squared_norms(rows: Tensor) -> Tensor:
 
 def rows_per_block(rows: Tensor) -> int:
     """How many rows fill a block in float64."""
-    budget = BLOCK_BYTES.get(rows.device.type, BLOCK_BYTES["cpu"])
-    return max(1, budget // (16 * rows.shape[1]))
+    return max(1, block_bytes(rows.device) // (16 * rows.shape[1]))
 
 
 def _shift_and_scale(rows: Tensor) -> tuple[Tensor, float]:

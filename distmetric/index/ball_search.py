@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distmetric.evaluation.neighbors import _squared_distances as squared_distances
-from distmetric.functional.distances import BLOCK_BYTES, pair_chunks
+from distmetric.functional.distances import block_bytes, pair_chunks
 from distmetric.index.ball_layout import LARGE, BallLayout, starts
 from distmetric.index.batch import Batch, rounded_roots, scores_from_below
 from distmetric.index.center_bounds import CenterBounds
@@ -111,7 +111,7 @@ class BlockSearch:
     def compare_all(self) -> None:
         """Search the other classes by brute force."""
         layout, batch = self._layout, self._batch
-        budget = BLOCK_BYTES.get(batch.moved.device.type, BLOCK_BYTES["cpu"]) // 4
+        budget = block_bytes(batch.moved.device) // 4
         columns = max(self._wanted.k, 256, budget // (4 * len(batch)))
         for start in range(0, len(layout.order), columns):
             block = slice(start, min(start + columns, len(layout.order)))
@@ -245,7 +245,7 @@ class BlockSearch:
 
     def _job_chunks(self, jobs: int, group: int) -> Iterator[slice]:
         width, dim = self._layout.tile_members.shape[1], self._batch.moved.shape[1]
-        budget = BLOCK_BYTES.get(self._batch.moved.device.type, BLOCK_BYTES["cpu"]) // 8
+        budget = block_bytes(self._batch.moved.device) // 8
         size = max(1, budget // ((group + width) * dim + 4 * group * width))
         for start in range(0, jobs, size):
             yield slice(start, start + size)

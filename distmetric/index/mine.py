@@ -32,7 +32,7 @@ def mine(
     label_neighbors: int = 3,
     duplicate_fraction: float = 0.1,
     sub_centers: int = 4,
-    fall_back_above: float = 0.15,
+    fall_back_above: float = 0.1,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> dict[str, Any]:
     """Write hardest pairs, suspected label errors and near-duplicates of a file of embeddings as Parquet tables.

@@ -13,7 +13,7 @@ from distmetric.errors import InputError
 from distmetric.evaluation.inputs import Array, as_embeddings, as_labels
 from distmetric.evaluation.neighbors import _squared_distances as squared_distances
 from distmetric.functional.checks import check_choice
-from distmetric.functional.distances import BLOCK_BYTES
+from distmetric.functional.distances import block_bytes
 from distmetric.index.ball_layout import LARGE, BallLayout, lay_out, rows_per_block
 from distmetric.index.ball_search import BlockSearch, Wanted
 from distmetric.index.ball_split import class_balls
@@ -23,7 +23,7 @@ from distmetric.index.class_statistics import ClassStatistics, class_statistics
 Metric = Literal["l2", "cosine"]
 Done = Callable[[int], object]
 
-FALL_BACK_ABOVE = 0.15
+FALL_BACK_ABOVE = 0.1
 """Share of all distances above which brute force is faster."""
 SAMPLE = 128
 """Queries that are searched to measure that share."""
@@ -307,7 +307,7 @@ class _Run:
     def search(self, chosen: Tensor, brute: bool) -> None:
         """Search for the chosen queries."""
         layout, wanted = self._layout, self._wanted
-        budget = BLOCK_BYTES.get(layout.moved.device.type, BLOCK_BYTES["cpu"]) // 4
+        budget = block_bytes(layout.moved.device) // 4
         size = min(4096, max(64, budget // (4 * (1024 if brute else layout.num_balls))))
         for part in torch.split(chosen, size):
             block = BlockSearch(layout, self._batch.only(part), wanted)

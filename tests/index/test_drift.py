@@ -66,7 +66,7 @@ def nearest_now(now: Tensor, point: Tensor, negatives: list[int], k: int) -> tup
     return [row for _, row in found + missing], [square for square, _ in found + missing]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(moving(), st.integers(1, 4), st.booleans())
 def test_moved_rows(world, k, outside) -> None:
     stored, now, labels, metric = world

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from distmetric.errors import InputError
 from distmetric.evaluation.neighbors import _squared_distances as squared_distances
-from distmetric.index import ball_search, pruned_search, shortlist
+from distmetric.functional import distances
+from distmetric.index import pruned_search, shortlist
 from distmetric.index.pruned_search import ClassBallIndex, Mined, Queries
 
 Answer = tuple[list[int], list[float]]
@@ -113,7 +114,7 @@ def worlds(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows[order]).to(dtype), torch.from_numpy(labels[order] * 3 - 4)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(worlds(), st.sampled_from(["l2", "cosine"]), st.sampled_from([1, 2, 4]), st.data())
 def test_members_get_what_brute_force_finds(world, metric, sub_centers, data) -> None:
     rows, labels = world
@@ -121,7 +122,7 @@ def test_members_get_what_brute_force_finds(world, metric, sub_centers, data) ->
     check_all(index, index.members(), data.draw(st.integers(1, 7)))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(worlds(), st.sampled_from(["l2", "cosine"]), st.data())
 def test_any_queries_get_what_brute_force_finds(world, metric, data) -> None:
     rows, labels = world
@@ -138,15 +139,14 @@ def test_any_queries_get_what_brute_force_finds(world, metric, data) -> None:
     check_all(index, Queries(points, their, own), data.draw(st.integers(1, 4)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=20)
 @given(worlds(), st.sampled_from(["l2", "cosine"]), st.integers(1, 5))
 def test_brute_force_small_blocks_and_full_lists_find_the_same(world, metric, k) -> None:
     rows, labels = world
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pruned_search, "SAMPLE", 1)
         patch.setattr(shortlist, "CAPACITY", 3)
-        for module in (pruned_search, ball_search):
-            patch.setattr(module, "BLOCK_BYTES", {"cpu": 1})
+        patch.setitem(distances.BLOCK_BYTES, "cpu", 1 << 12)
         check_all(
             ClassBallIndex.build(rows, labels, metric=metric, fall_back_above=0.0),
             ClassBallIndex.build(rows, labels, metric=metric).members(),
