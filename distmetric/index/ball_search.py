@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distmetric.evaluation.neighbors import _squared_distances as squared_distances
 from distmetric.functional.distances import block_bytes, pair_chunks
 from distmetric.index.ball_layout import LARGE, BallLayout, starts
-from distmetric.index.batch import Batch, rounded_roots, scores_from_below
+from distmetric.index.batch import Batch, rounded_roots, scores_from_below, squared_distances
 from distmetric.index.center_bounds import CenterBounds
 from distmetric.index.class_balls import MARGIN, gap, reach
 from distmetric.index.shortlist import Shortlist

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distmetric.evaluation.neighbors import sum_by_halves
 from distmetric.index.ball_layout import BallLayout
 
 
@@ -74,6 +75,11 @@ def scores_from_below(bias: Tensor, queries: Tensor, members: Tensor, query_bias
         else:
             scores = torch.baddbmm(bias[:, None], queries, members.transpose(1, 2), alpha=-2)
     return scores.add_(query_bias[..., None])
+
+
+def squared_distances(first: Tensor, second: Tensor) -> Tensor:
+    """(P,) float64 squared distances of row pairs (P, D), the same to the last bit on any device and in any batch."""
+    return sum_by_halves((first.double() - second.double()).square_())
 
 
 def rounded_roots(squares: Tensor) -> Tensor:

@@ -14,11 +14,10 @@ from torch import Tensor
 
 from distmetric.errors import InputError
 from distmetric.evaluation.inputs import Array, as_embeddings, as_tensor
-from distmetric.evaluation.neighbors import _squared_distances as squared_distances
 from distmetric.functional.distances import pair_chunks
 from distmetric.functional.segments import segment_extreme
 from distmetric.index.ball_search import BlockSearch, Wanted
-from distmetric.index.batch import Batch
+from distmetric.index.batch import Batch, squared_distances
 from distmetric.index.class_balls import MARGIN
 from distmetric.index.pruned_search import ClassBallIndex, Mined, Queries, to_length_one
 from distmetric.index.shortlist import Shortlist

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from distmetric.errors import InputError
 from distmetric.evaluation.inputs import Array, as_embeddings, as_labels
-from distmetric.evaluation.neighbors import _squared_distances as squared_distances
 from distmetric.functional.checks import check_choice
 from distmetric.functional.distances import block_bytes
 from distmetric.index.ball_layout import LARGE, BallLayout, lay_out, rows_per_block
 from distmetric.index.ball_search import BlockSearch, Wanted
 from distmetric.index.ball_split import class_balls
-from distmetric.index.batch import Batch, rounded_roots
+from distmetric.index.batch import Batch, rounded_roots, squared_distances
 from distmetric.index.class_statistics import ClassStatistics, class_statistics
 
 Metric = Literal["l2", "cosine"]

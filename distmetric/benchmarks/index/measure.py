@@ -56,7 +56,7 @@ class IndexMeasurement(Measurement):
         k: Neighbors that are found of each row, or class.
         build_seconds: Of what is done once before.
         backend: Who worked, in words.
-        recall: Share of the right answers that were found, by "recall@k", on a sample of rows.
+        recall: Share of the right answers that were found, by "recall_at_k", on a sample of rows.
         scanned: Share of all N x N distances that were computed, where the method prunes.
         fell_back: Whether it gave pruning up.
         num_classes: C.

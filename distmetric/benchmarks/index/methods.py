@@ -63,7 +63,7 @@ class Work(Protocol):
         """All of the work, for all N rows."""
 
     def recall(self) -> dict[str, float]:
-        """Share of the right answers that are found, by "recall@k", on a sample of rows; nothing where all is right."""
+        """Share of the right answers that are found, by "recall_at_k", on a sample of rows; nothing where all is right."""
 
 
 class RowSearch:
@@ -94,7 +94,7 @@ class RowSearch:
 
     def recall(self) -> dict[str, float]:
         """Against the exact search; a row as near as the k-th nearest is right."""
-        return {f"recall@{k}": self._index.recall(k) for k in sorted({min(10, self.k), self.k})}
+        return {f"recall_at_{k}": self._index.recall(k) for k in sorted({min(10, self.k), self.k})}
 
 
 class RawSearch:
@@ -119,7 +119,7 @@ class RawSearch:
         exact = TorchSearcher(embeddings, embeddings.device)
         sample = sample_of(len(embeddings)).to(embeddings.device)
         return {
-            f"recall@{k}": measured_recall(self._flat, exact, embeddings[sample], k, own=sample)
+            f"recall_at_{k}": measured_recall(self._flat, exact, embeddings[sample], k, own=sample)
             for k in sorted({min(10, self.k), self.k})
         }
 
@@ -147,7 +147,7 @@ class HardestNegative:
 
     def recall(self) -> dict[str, float]:
         """Against the smallest of all distances to other classes."""
-        return {"recall@1": negatives_found(self._rows, self._found)}
+        return {"recall_at_1": negatives_found(self._rows, self._found)}
 
 
 class PrunedNegative:
@@ -172,7 +172,7 @@ class PrunedNegative:
 
     def recall(self) -> dict[str, float]:
         """Against the smallest of all distances to other classes."""
-        return {"recall@1": negatives_found(self._rows, self._found)}
+        return {"recall_at_1": negatives_found(self._rows, self._found)}
 
 
 class SnapshotBuild:

@@ -25,7 +25,7 @@ def test_a_cell_has_times_memory_recall_and_the_speeds_of_the_machine(monkeypatc
     found = measure_index(IndexSpec("torch", 300, 8, k=5, steps=2))
     assert len(found.seconds) == len(found.matmul_seconds) == 2
     assert min(*found.seconds, *found.matmul_seconds, found.build_seconds, found.bytes_per_second) > 0
-    assert (found.k, found.num_classes, found.recall) == (5, 75, {"recall@5": 1.0})
+    assert (found.k, found.num_classes, found.recall) == (5, 75, {"recall_at_5": 1.0})
     assert found.backend == "torch flat on cpu, exact"
 
 

@@ -35,7 +35,7 @@ NEEDS_FAISS = ("faiss_l2", "faiss_ip", "flat", "ivf", "flat_negative")
 def test_flat_searches_find_everything(method: str, rows: Rows) -> None:
     work = METHODS[method].make(rows, SETTINGS)
     work.run()
-    assert work.recall() == {"recall@10": 1.0, "recall@12": 1.0}
+    assert work.recall() == {"recall_at_10": 1.0, "recall_at_12": 1.0}
     assert (work.k, work.scanned, work.fell_back) == (12, None, None)
 
 
@@ -43,17 +43,17 @@ def test_flat_searches_find_everything(method: str, rows: Rows) -> None:
 def test_lists_find_less_and_say_so(method: str, rows: Rows) -> None:
     few = METHODS[method].make(rows, Settings(12, 60, 1, "cpu", 1))
     few.run()
-    assert 0 < few.recall()["recall@12"] < 0.95
+    assert 0 < few.recall()["recall_at_12"] < 0.95
     assert "ivf 60/1" in few.backend
     every = METHODS[method].make(rows, Settings(12, 6, 6, "cpu", 1))
-    assert every.recall()["recall@12"] == 1.0
+    assert every.recall()["recall_at_12"] == 1.0
 
 
 @pytest.mark.parametrize("method", ["flat_negative", "class_balls"])
 def test_mining_finds_the_nearest_of_another_class(method: str, rows: Rows) -> None:
     work = METHODS[method].make(rows, SETTINGS)
     work.run()
-    assert work.recall() == {"recall@1": 1.0}
+    assert work.recall() == {"recall_at_1": 1.0}
     assert work.k == 1
 
 

@@ -50,7 +50,7 @@ def found(**values: Any) -> IndexMeasurement:
         "k": 50,
         "build_seconds": 0.01,
         "backend": "faiss flat on cpu, exact",
-        "recall": {"recall@10": 1.0, "recall@50": 0.987},
+        "recall": {"recall_at_10": 1.0, "recall_at_50": 0.987},
         "scanned": None,
         "fell_back": None,
         "num_classes": 500,
@@ -63,7 +63,7 @@ FLAT = Outcome(IndexSpec("flat", 2000, 128, threads=2), "ok", ranks=[found()], l
 BALLS = Outcome(
     replace(FLAT.spec, method="class_balls"),
     "ok",
-    ranks=[found(k=1, recall={"recall@1": 1.0}, scanned=0.0421, fell_back=False, backend="class balls")],
+    ranks=[found(k=1, recall={"recall_at_1": 1.0}, scanned=0.0421, fell_back=False, backend="class balls")],
 )
 
 
@@ -138,13 +138,13 @@ def test_the_json_and_the_tracker_get_what_the_table_shows() -> None:
     raw = json.loads(
         json.dumps(to_dict(MACHINE, {}, ((each, suite.summary(each)) for each in (FLAT, BALLS))))
     )
-    assert raw["cells"][0]["recall@50"] == 0.987
+    assert raw["cells"][0]["recall_at_50"] == 0.987
     assert raw["cells"][0]["ranks"][0]["backend"] == "faiss flat on cpu, exact"
     assert (raw["cells"][1]["scanned"], raw["cells"][1]["times_matmul"]) == (0.0421, pytest.approx(1.5))
     assert "predicted_mib" not in raw["cells"][1]
     named = metrics(suite, FLAT)
     assert named["flat/cpu_2/median_seconds"] == 0.3
-    assert named["flat/cpu_2/recall@10"] == 1.0
+    assert named["flat/cpu_2/recall_at_10"] == 1.0
     failed: IndexOutcome = Outcome(FLAT.spec, "failed", "x")
     assert metrics(suite, failed) == {}
 
