@@ -98,7 +98,7 @@ def _settle(
 ) -> Tensor:
     """Rank the first `count` of every query among `width` candidates, and of more where these leave doubt."""
     width = min(width, len(gallery.rows))
-    lower, ids = _smallest(scores, width)
+    lower, ids = smallest(scores, width)
     ids.clamp_(max=len(gallery.rows) - 1)  # padding, never among the first `count`
     lower = lower.double()
     spread = squared_norms[:, None] + gallery.squared_norms[ids]
@@ -125,7 +125,7 @@ def _settle(
     return found
 
 
-def _smallest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def smallest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The `width` smallest scores of every row, ascending, and their columns; any of those tied at the edge.
 
     The columns are folded into groups first: only the `width` groups with the smallest minima can hold any of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from distmetric.evaluation.gallery import FOLD
-from distmetric.evaluation.neighbors import _smallest as smallest
+from distmetric.evaluation.neighbors import smallest
 from distmetric.index.ball_layout import LARGE, BallLayout
 from distmetric.index.batch import Batch, scores_from_below
 from distmetric.index.class_balls import MARGIN, reach

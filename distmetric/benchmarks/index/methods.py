@@ -63,7 +63,7 @@ class Work(Protocol):
         """All of the work, for all N rows."""
 
     def recall(self) -> dict[str, float]:
-        """Share of the right answers that are found, by "recall_at_k", on a sample of rows; nothing where all is right."""
+        """Share of right answers that are found, by "recall_at_k", on a sample of rows; nothing where all is right."""
 
 
 class RowSearch:
