@@ -8,7 +8,7 @@ from torch import Tensor
 from distmetric.errors import InputError
 from distmetric.evaluation import nearest, neighbors
 from distmetric.evaluation.gallery import build_gallery
-from distmetric.evaluation.neighbors import _smallest, _squared_distances
+from distmetric.evaluation.neighbors import _squared_distances, smallest
 
 LINE = np.array([[0.0], [1.0], [3.0], [3.0], [7.0]])
 
@@ -26,7 +26,7 @@ def test_no_queries_give_no_rows():
 @pytest.mark.parametrize("width", [1, 5, 40])
 def test_folded_selection_finds_the_smallest(width):
     scores = torch.rand(7, 32 * 40, generator=torch.Generator().manual_seed(0))
-    values, ids = _smallest(scores, width)
+    values, ids = smallest(scores, width)
     assert torch.equal(values, scores.sort(dim=1).values[:, :width])
     assert torch.equal(scores.gather(1, ids), values)
 
