@@ -229,7 +229,7 @@ def test_a_reference_set_is_compared_with_instead_of_the_batch(case: Case) -> No
 MEMORY = """
 import json, sys, torch
 sys.path.insert(0, "tests")
-from distmetric.benchmarks.memory import PeakMemory
+from distmetric.benchmarks.memory import PeakMemory, give_back_free
 from losses.cases import CASES, seeded
 torch.set_num_threads(1)
 embeddings = torch.nn.functional.normalize(torch.randn(8192, 16)).requires_grad_()
@@ -237,9 +237,13 @@ labels = torch.arange(8192) // 4
 for case in CASES:
     loss = seeded(case, 2048, 16, torch.float32)
     loss(embeddings[:512], labels[:512]).backward()
-    peak = PeakMemory(torch.device("cpu"))
-    loss(embeddings, labels).backward()
-    print(json.dumps([case.name, peak.above_base() / 2**20]), flush=True)
+    found = []
+    for _ in range(2):  # what a step needs, it needs every time; how the heap happens to lie differs
+        give_back_free()
+        peak = PeakMemory(torch.device("cpu"))
+        loss(embeddings, labels).backward()
+        found.append(peak.above_base() / 2**20)
+    print(json.dumps([case.name, min(found)]), flush=True)
 """
 
 
