@@ -11,7 +11,7 @@ from typing import Any
 from distmetric.config.command import run_command
 from distmetric.config.compose import load
 from distmetric.config.jobs import EmbedJob
-from distmetric.training.offline import embed_source
+from distmetric.inference.embed import embed_source
 
 
 def main(overrides: list[str]) -> dict[str, Any]:

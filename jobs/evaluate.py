@@ -12,7 +12,7 @@ from typing import Any
 from distmetric.config.command import run_command
 from distmetric.config.compose import load
 from distmetric.config.jobs import EvaluateJob
-from distmetric.training.offline import evaluate_checkpoint
+from distmetric.inference.evaluate import evaluate_checkpoint
 
 
 def main(overrides: list[str]) -> dict[str, Any]:

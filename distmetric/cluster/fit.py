@@ -14,13 +14,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distmetric import __version__, errors
 from distmetric.cluster.index_messages import IndexHandles
 from distmetric.cluster.index_start import start_index, stop_index
-from distmetric.cluster.report import write_report
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
 from distmetric.cluster.tracked import open_tracking
 from distmetric.cluster.worker import train_worker
 from distmetric.config.decode import decode
 from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, TrainerConfig
 from distmetric.config.validate import validate
+from distmetric.inference.run_report import write_report
 from distmetric.locations import absolute
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.saved_model import config_dict

@@ -16,10 +16,11 @@ from distmetric.data.catalog_writer import CatalogWriter
 from distmetric.data.decode import ImageStore
 from distmetric.distributed import Replica
 from distmetric.errors import InputError
+from distmetric.inference.embed import embed_source
+from distmetric.inference.evaluate import evaluate_checkpoint
 from distmetric.training import worker as worker_module
 from distmetric.training.batches import BatchLoader
 from distmetric.training.checkpoint import find_checkpoint, read_checkpoint
-from distmetric.training.offline import embed_source, evaluate_checkpoint
 from distmetric.training.saved_model import load_embedder
 from distmetric.training.worker import build_sampler, known_attributes, open_data
 from processes import run_ranks

@@ -1,4 +1,4 @@
-"""The configurations of the jobs beside training: one dataclass per file of conf/."""
+"""The configuration of jobs/benchmark.py."""
 
 from __future__ import annotations
 
@@ -7,79 +7,6 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from distmetric.config.schema import TrackingConfig
-
-
-@dataclass(kw_only=True, frozen=True)
-class IngestJob:
-    """jobs/ingest.py: images and labels into one catalog; see `distmetric.data.ingest.ingest`."""
-
-    source: str | list[str]
-    """Image folder, zip, Parquet file or folder of them; several are merged by class name."""
-    out: str
-    """Catalog file to write."""
-    manifest: str | None = None
-    """CSV of paths and labels, for other layouts."""
-    split_by: Literal["ratio", "group", "given"] = "ratio"
-    """How classes are divided into training and test."""
-    test_fraction: float = 0.5
-    """Share of the classes for testing (ratio)."""
-    validation_fraction: float = 0.0
-    """Share of the classes for validation (ratio)."""
-    test_groups: list[str] = field(default_factory=list)
-    """Groups for testing (group)."""
-    validation_groups: list[str] = field(default_factory=list)
-    """Groups for validation (group)."""
-    seed: int = 0
-    """Key of the split (ratio)."""
-    allow_shared_classes: bool = False
-    """Accept a class in training and in test (given)."""
-    on_bad_image: Literal["skip", "error"] = "skip"
-    """List unusable images, or stop at the first."""
-    max_image_bytes: int = 64 << 20
-    """Most bytes of one image file, unpacked."""
-    max_pixels: int = 100_000_000
-    """Most pixels of one image."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class EvaluateData:
-    """What to evaluate on."""
-
-    path: str | None = None
-    """Catalog; null: the data of the checkpoint's run."""
-    split: str | None = None
-    """Split of it; null: the test split of the checkpoint's run."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class EvaluateJob:
-    """jobs/evaluate.py: retrieval metrics of a checkpoint."""
-
-    checkpoint: str
-    """Folder of a checkpoint, or of a run (its best one)."""
-    data: EvaluateData
-    """What to evaluate on."""
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
-    """The k of recall@k."""
-    batch_size: int = 512
-    """Images per forward pass."""
-
-
-@dataclass(kw_only=True, frozen=True)
-class EmbedJob:
-    """jobs/embed.py: embeddings into a Parquet file."""
-
-    checkpoint: str
-    """Folder of a checkpoint, or of a run (its best one)."""
-    source: str
-    """Catalog file, image folder or zip."""
-    out: str
-    """Parquet file to write."""
-    split: str | None = None
-    """Split of a catalog; null: all of it."""
-    batch_size: int = 512
-    """Images per forward pass."""
-
 
 _LOSSES, _INDEX = {"suite": "losses"}, {"suite": "index"}
 
@@ -195,48 +122,3 @@ class BenchmarkJob:
 
 def _default(of: Field[Any]) -> Any:
     return of.default if of.default_factory is MISSING else of.default_factory()
-
-
-@dataclass(kw_only=True, frozen=True)
-class MineJob:
-    """jobs/mine.py: what embeddings say about the labels of a data set; see `distmetric.index.mine.mine`."""
-
-    embeddings: str
-    """Parquet file that jobs/embed.py wrote: id, path, label_name, embedding."""
-    out: str
-    """Folder for the tables."""
-    metric: Literal["l2", "cosine"] = "l2"
-    """Distance of two embeddings: euclidean, or 1 less their cosine."""
-    k: int = 10
-    """Nearest negatives of every row."""
-    pairs: int | None = None
-    """Hardest pairs to list, of all rows together; null: the k of every row."""
-    label_neighbors: int = 3
-    """A row is suspected of a wrong label if so many nearest rows agree on one other label."""
-    duplicate_fraction: float = 0.1
-    """Rows of two classes are near-duplicates up to this fraction of the spread of either class."""
-    sub_centers: int = 4
-    """Balls (center and radius) of a class at most, a power of two; used where classes have outliers or modes."""
-    fall_back_above: float = 0.1
-    """Share of all distances above which brute force takes over, measured on a sample; 1: never."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on the GPU if there is one."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: Naming the first that is wrong.
-        """
-        for key in ("k", "pairs", "label_neighbors", "sub_centers"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value} is too small: set it to 1 or more")
-        if self.sub_centers & (self.sub_centers - 1):
-            raise ValueError(f"sub_centers={self.sub_centers} is wrong: give a power of two, 1 for none")
-        if not 0 <= self.duplicate_fraction < math.inf:
-            raise ValueError(
-                f"duplicate_fraction={self.duplicate_fraction} is wrong: give a number of 0 or more"
-            )
-        if not 0 <= self.fall_back_above <= 1:
-            raise ValueError(f"fall_back_above={self.fall_back_above} is wrong: it must be from 0 to 1")

@@ -12,7 +12,8 @@ import distmetric
 from distmetric.config.jobs import EmbedJob, EvaluateData, EvaluateJob
 from distmetric.data.catalog import Catalog
 from distmetric.errors import InputError
-from distmetric.training.offline import embed_source, evaluate_checkpoint
+from distmetric.inference.embed import embed_source
+from distmetric.inference.evaluate import evaluate_checkpoint
 from distmetric.training.worker import open_data
 from runs import run_once, tiny_config
 

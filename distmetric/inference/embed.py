@@ -1,4 +1,4 @@
-"""What a trained embedder is used for without training: metrics of a catalog, embeddings of a source."""
+"""Embeddings of a catalog, an image folder or a zip, as a file."""
 
 from __future__ import annotations
 
@@ -13,64 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from distmetric.config.jobs import EmbedJob, EvaluateJob
-from distmetric.config.schema import CatalogDataConfig, Config
+from distmetric.config.jobs import EmbedJob
+from distmetric.config.schema import Config
 from distmetric.data.catalog import Catalog
 from distmetric.data.decode import BadImageError, ImageStore, decode_image
 from distmetric.data.sources import iterate_images
-from distmetric.distributed.replica import Replica
 from distmetric.errors import InputError
+from distmetric.inference.device import best_device
 from distmetric.models.embedder import Embedder
 from distmetric.progress import Progress
 from distmetric.training.checkpoint import find_checkpoint
-from distmetric.training.embedding import evaluate_sharded
 from distmetric.training.saved_model import load_embedder
-from distmetric.training.worker import open_data
 
 Rows = tuple[list[int], list[str], list[str], torch.Tensor]
-
-
-def best_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def evaluate_checkpoint(job: EvaluateJob) -> dict[str, Any]:
-    """Leave-one-out retrieval of a checkpoint on a split of a catalog.
-
-    Raises:
-        InputError: If checkpoint, catalog or split are not there.
-    """
-    started = time.monotonic()
-    checkpoint = find_checkpoint(job.checkpoint)
-    device = best_device()
-    embedder, config = load_embedder(checkpoint, device)
-    data = config.data
-    if job.data.path is not None:
-        data = CatalogDataConfig(path=job.data.path)
-    catalog = open_data(data)
-    split = job.data.split or config.data.test_split
-    rows = catalog.rows(split)
-    embedder = embedder.float()
-    metrics = evaluate_sharded(
-        embedder,
-        ImageStore(catalog, config.model.image_size, config.model.channels, rows=rows),
-        rows,
-        catalog.labels[rows],
-        job.ks,
-        job.batch_size,
-        Replica(),
-        device,
-    )
-    return {
-        "checkpoint": checkpoint.location,
-        "step": checkpoint.step,
-        "data": str(catalog.path),
-        "fingerprint": catalog.fingerprint,
-        "split": split,
-        "seconds": time.monotonic() - started,
-        "metrics": metrics.to_dict(),
-    }
 
 
 def embed_source(job: EmbedJob) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""The configuration of jobs/ingest.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(kw_only=True, frozen=True)
+class IngestJob:
+    """jobs/ingest.py: images and labels into one catalog; see `distmetric.data.ingest.ingest`."""
+
+    source: str | list[str]
+    """Image folder, zip, Parquet file or folder of them; several are merged by class name."""
+    out: str
+    """Catalog file to write."""
+    manifest: str | None = None
+    """CSV of paths and labels, for other layouts."""
+    split_by: Literal["ratio", "group", "given"] = "ratio"
+    """How classes are divided into training and test."""
+    test_fraction: float = 0.5
+    """Share of the classes for testing (ratio)."""
+    validation_fraction: float = 0.0
+    """Share of the classes for validation (ratio)."""
+    test_groups: list[str] = field(default_factory=list)
+    """Groups for testing (group)."""
+    validation_groups: list[str] = field(default_factory=list)
+    """Groups for validation (group)."""
+    seed: int = 0
+    """Key of the split (ratio)."""
+    allow_shared_classes: bool = False
+    """Accept a class in training and in test (given)."""
+    on_bad_image: Literal["skip", "error"] = "skip"
+    """List unusable images, or stop at the first."""
+    max_image_bytes: int = 64 << 20
+    """Most bytes of one image file, unpacked."""
+    max_pixels: int = 100_000_000
+    """Most pixels of one image."""

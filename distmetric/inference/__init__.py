@@ -1,0 +1,1 @@
+"""What a trained embedder is used for: embeddings, metrics, searches, exports, reports."""
