@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, TextIO
+
+
+class Counter(Protocol):
+    """What long work tells of itself; `Progress` shows it here, others may carry it to where it is shown."""
+
+    def start_at(self, done: int) -> None:
+        """Say that `done` units were there before, so that the rate counts only what is done from now on."""
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """Count `count` more units."""
+
+    def close(self, note: str = "") -> None:
+        """Say that there will be no more."""
 
 
 class Progress:
@@ -27,28 +40,32 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._start_done = 0
         self._shown = False
+        self._note = ""
 
     def start_at(self, done: int) -> None:
-        """Say that `done` units were there before, so that the rate counts only what this process does."""
+        """Say that `done` units were there before, so that the rate counts only what is done from now on."""
         self.done = self._start_done = done
+        self._start = time.monotonic()
 
     def update(self, count: int = 1, note: str = "") -> None:
-        """Count `count` more units and show the line if it is due."""
+        """Count `count` more units and show the line if it is due; an empty note keeps the one before."""
         self.done += count
+        self._note = note or self._note
         now = time.monotonic()
         if now - self._last >= self._every_s:
             self._last = now
-            self._write(note)
+            self._write()
 
     def close(self, note: str = "") -> None:
         """Show the final count; a job too short for a line stays silent when not on a terminal."""
+        self._note = note or self._note
         if self._live or self._shown:
-            self._write(note)
+            self._write()
         if self._live:
             self.stream.write("\n")
             self.stream.flush()
 
-    def line(self, note: str = "") -> str:
+    def line(self) -> str:
         """The text that is shown now."""
         seconds = max(time.monotonic() - self._start, 1e-9)
         rate = (self.done - self._start_done) / seconds
@@ -56,11 +73,11 @@ class Progress:
         left = ""
         if self.total is not None and rate > 0 and self.done < self.total:
             left = f", {_clock((self.total - self.done) / rate)} left"
-        return f"{self.what}: {of_total}, {rate:,.1f}/s{left}{', ' + note if note else ''}"
+        return f"{self.what}: {of_total}, {rate:,.1f}/s{left}{', ' + self._note if self._note else ''}"
 
-    def _write(self, note: str) -> None:
+    def _write(self) -> None:
         self._shown = True
-        text = self.line(note)
+        text = self.line()
         self.stream.write(f"\r\x1b[2K{text}" if self._live else f"{text}\n")
         self.stream.flush()
 

@@ -14,6 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distmetric import __version__, errors
 from distmetric.cluster.index_messages import IndexHandles
 from distmetric.cluster.index_start import start_index, stop_index
+from distmetric.cluster.progress_board import shown_progress
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
 from distmetric.cluster.tracked import open_tracking
 from distmetric.cluster.worker import train_worker
@@ -22,6 +23,7 @@ from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, T
 from distmetric.config.validate import validate
 from distmetric.inference.run_report import write_report
 from distmetric.locations import absolute
+from distmetric.progress import Progress
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.saved_model import config_dict
 from distmetric.training.worker import build_sampler, known_attributes, open_data
@@ -108,19 +110,21 @@ def _open_run(config: Config, fingerprint: str) -> tuple[RunFolder, TrackedRun]:
 
 
 def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
-    index = start_index(config, folder.location)
-    try:
-        return _train_with(index, config, folder)
-    finally:
-        stop_index(index)
+    with shown_progress(Progress("steps", config.train.steps)) as board:
+        index = start_index(config, folder.location)
+        try:
+            return _train_with(index, board, config, folder)
+        finally:
+            stop_index(index)
 
 
-def _train_with(index: IndexHandles | None, config: Config, folder: RunFolder) -> dict[str, Any]:
+def _train_with(index: IndexHandles | None, board: Any, config: Config, folder: RunFolder) -> dict[str, Any]:
     payload = {
         "config": config_dict(config),
         "run_dir": folder.location,
         "tracking_uri": folder.tracking_uri,
         "run_id": folder.run_id,
+        "board": board,
         "index": index,
     }
     trainer = TorchTrainer(

@@ -14,6 +14,7 @@ from distmetric import errors
 from distmetric.cluster.index_client import IndexClient
 from distmetric.cluster.index_messages import IndexHandles
 from distmetric.cluster.index_start import TrainingLabels
+from distmetric.cluster.progress_board import RemoteProgress
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.distributed.replica import Replica
@@ -26,7 +27,8 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank; Ray calls it again, in a new process, when workers were lost.
 
     Args:
-        payload: config, run_dir, tracking_uri and run_id, all plain, and the handles of the index or None.
+        payload: config, run_dir, tracking_uri and run_id, all plain, the handle of the progress board, and the handles
+            of the index or None.
 
     Returns:
         The `TrainResult` as a dict, or the user's mistake under "error": raised, it would be tried again.
@@ -39,7 +41,9 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     source = None
     try:
         source = _source(config, payload["index"], replica)
-        worker = Worker(config, payload["run_dir"], tracker, replica, ray.train.torch.get_device(), source)
+        progress = RemoteProgress(payload["board"]) if replica.is_main else None
+        device = ray.train.torch.get_device()
+        worker = Worker(config, payload["run_dir"], tracker, replica, device, source, progress)
         return asdict(train(worker))
     except errors.UserError as error:
         return {"error": type(error).__name__, "message": str(error)}

@@ -30,7 +30,7 @@ from distmetric.losses.build import LossContext, build_loss
 from distmetric.miners.base import Miner
 from distmetric.miners.build import build_miner
 from distmetric.models.build import build_embedder
-from distmetric.progress import Progress
+from distmetric.progress import Counter, Progress
 from distmetric.samplers.back_off import BackOff
 from distmetric.samplers.hard_neighbors import HardNeighborSampler, HardNeighborSamplerConfig
 from distmetric.samplers.pk import PKSampler
@@ -113,6 +113,7 @@ class Worker:
         replica: Who this process is.
         device: Where it computes.
         source: The index over the training set, where one was started for this run.
+        progress: What is told how many steps are done; by default a line on rank 0's standard error.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Worker:
         replica: Replica,
         device: torch.device,
         source: SnapshotSource | None = None,
+        progress: Counter | None = None,
     ) -> None:
         # what it works on
         self.config, self.replica, self.device = config, replica, device
@@ -150,7 +152,7 @@ class Worker:
         self.monitor = Monitor(replica, self.sampler.batch_size)
         self.store = best_store(config, run_dir)
         self.rounds = self._rounds(run_dir, source)
-        self.progress = Progress("steps", config.train.steps)
+        self.progress = progress or Progress("steps", config.train.steps)
         # where it stands
         self.step = 0
         self._best = -1.0
