@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "data": ("functional", "errors", "progress", "__version__"),
     "distributed": ("functional", "losses", "miners", "errors"),
     "models": ("distributed", "functional", "errors"),
-    "config": ("errors",),
+    "config": ("functional.checks", "errors"),
     "config.schema": (
         *("config", "data.augment", "losses.build", "miners.build", "models.spec", "samplers.pk"),
         *("samplers.hard_neighbors", "index.config"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from distmetric.functional.checks import check_positive
+from distmetric.functional.checks import check_at_least, check_not_negative, check_positive
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -29,10 +29,7 @@ class SearchConfig:
         Raises:
             ValueError: If one of them is no count.
         """
-        if self.probes < 1:
-            raise ValueError(f"probes={self.probes} is too small: set it to 1 or more")
-        if self.lists is not None and self.lists < 1:
-            raise ValueError(f"lists={self.lists} is too small: set it to 1 or more")
+        check_at_least(1, probes=self.probes, lists=self.lists)
         if self.library == "torch" and self.kind == "ivf":
             raise ValueError("library=torch searches exactly: set kind=flat, or library=faiss for ivf")
 
@@ -58,9 +55,9 @@ class IndexConfig:
         Raises:
             ValueError: Naming the first that is wrong.
         """
-        for key in ("refresh_steps", "neighbors", "positives"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
+        check_at_least(
+            1, refresh_steps=self.refresh_steps, neighbors=self.neighbors, positives=self.positives
+        )
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -88,12 +85,8 @@ class ActorIndexConfig(IndexConfig):
         """
         super().__post_init__()
         check_positive(timeout_s=self.timeout_s)
-        for key in ("threads", "shards"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
-        for key in ("num_cpus", "num_gpus"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)} is wrong: it must be 0 or more")
+        check_at_least(1, threads=self.threads, shards=self.shards)
+        check_not_negative(num_cpus=self.num_cpus, num_gpus=self.num_gpus)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -121,15 +114,13 @@ class StreamIndexConfig(ActorIndexConfig):
             ValueError: Naming the first that is wrong.
         """
         super().__post_init__()
-        for key in ("top_up_rows", "max_pending"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
+        check_at_least(
+            1, top_up_rows=self.top_up_rows, max_pending=self.max_pending, max_age_steps=self.max_age_steps
+        )
         if not 0 < self.min_coverage <= 1:
             raise ValueError(f"min_coverage={self.min_coverage} is wrong: 0 < min_coverage <= 1")
         if self.drift_fraction is not None:
             check_positive(drift_fraction=self.drift_fraction)
-        if self.max_age_steps is not None and self.max_age_steps < 1:
-            raise ValueError(f"max_age_steps={self.max_age_steps} is too small: set it to 1 or more")
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -154,12 +145,8 @@ class SweepIndexConfig(ActorIndexConfig):
             ValueError: Naming the first that is wrong.
         """
         super().__post_init__()
-        for key in ("workers", "batch_size"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
-        for key in ("worker_cpus", "worker_gpus"):
-            if getattr(self, key) < 0:
-                raise ValueError(f"{key}={getattr(self, key)} is wrong: it must be 0 or more")
+        check_at_least(1, workers=self.workers, batch_size=self.batch_size)
+        check_not_negative(worker_cpus=self.worker_cpus, worker_gpus=self.worker_gpus)
 
 
 @dataclass(kw_only=True, frozen=True)

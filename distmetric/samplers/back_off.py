@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distmetric.functional.checks import check_at_least
+
 
 @dataclass(kw_only=True, frozen=True)
 class BackOffConfig:
@@ -42,9 +44,7 @@ class BackOffConfig:
         for key in ("factor", "lowest"):
             if not 0 < getattr(self, key) <= 1:
                 raise ValueError(f"{key}={getattr(self, key)} is wrong: 0 < {key} <= 1")
-        for key in ("patience", "recovery_steps"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
+        check_at_least(1, patience=self.patience, recovery_steps=self.recovery_steps)
 
 
 class BackOff:

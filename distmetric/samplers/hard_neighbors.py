@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from distmetric.errors import ConfigError
-from distmetric.functional.checks import check_choice
+from distmetric.functional.checks import check_at_least, check_choice
 from distmetric.functional.dial import Setting, ends, value_at
 from distmetric.index.snapshot import NeighborSnapshot
 from distmetric.samplers.back_off import BackOffConfig
@@ -86,12 +86,8 @@ class HardNeighborSamplerConfig:
                 if not least <= value <= most:
                     limits = f"from {least:g} on" if most == math.inf else f"from {least:g} to {most:g}"
                     raise ValueError(f"{name}={value:g} is wrong: give a number {limits}")
-        for name in ("round_steps", "mates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} is too small: set it to 1 or more")
-        for name in ("warmup_steps", "max_lead"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} is too small: set it to 0 or more")
+        check_at_least(1, round_steps=self.round_steps, mates=self.mates)
+        check_at_least(0, warmup_steps=self.warmup_steps, max_lead=self.max_lead)
         if not 0 <= self.guard < math.inf:
             raise ValueError(f"guard={self.guard} is wrong: give a number from 0 on")
         if not math.isfinite(self.margin):

@@ -23,7 +23,7 @@ from distmetric.functional.dial import Dial, value_at
 from distmetric.index.snapshot import NeighborSnapshot
 from distmetric.samplers import HardNeighborSampler, HardNeighborSamplerConfig, PKSampler
 from distmetric.samplers.reading_order import ClassRows
-from neighbor_snapshots import only_neighbors, snapshot_of
+from snapshots import only_neighbors, snapshot_of_rows
 
 CONFIG = HardNeighborSamplerConfig(
     classes_per_batch=8, samples_per_class=2, round_steps=4, warmup_steps=0, hard_fraction=1.0, guard=0.0
@@ -89,7 +89,7 @@ def test_batches_are_whole_and_visits_even(counts, p, k, mates, max_lead, fracti
     data, rng = data_of(counts), np.random.default_rng(seed)
     centers = rng.normal(size=(len(counts), 3))
     centers[:hubs] *= 0.01  # in the middle of all others: neighbors of everyone
-    snapshot = snapshot_of(centers[data.classes], data.classes, k=5, positives=3)
+    snapshot = snapshot_of_rows(centers[data.classes], data.classes, k=5, positives=3)
     config = replace(
         CONFIG, classes_per_batch=p, samples_per_class=k, mates=mates, max_lead=max_lead, mode=mode
     )
@@ -154,7 +154,7 @@ def clustered(data: Data, size: int, scale: float = 100.0) -> NDArray:
 @pytest.mark.parametrize(("mode", "width"), [("class", 3.0), ("sample", 18.0)])
 def test_hard_batches_are_made_of_clusters_and_random_ones_are_not(mode, width) -> None:
     data = data_of([6] * 40)
-    snapshot = snapshot_of(clustered(data, 4), data.classes, k=18, positives=3)
+    snapshot = snapshot_of_rows(clustered(data, 4), data.classes, k=18, positives=3)
     config = replace(CONFIG, mode=mode, width=width, max_lead=1000)
     for batch in planned(data.sampler(config), snapshot, 10):
         clusters = Counter(label // 4 for label in data.classes_of(batch))
@@ -203,7 +203,7 @@ def test_duplicates_do_not_join_each_other(mode) -> None:
     x[np.argsort(data.classes)] = np.repeat(images, 2, axis=0).reshape(
         -1, 4
     )  # class 2c + 1 shows what 2c does
-    snapshot = snapshot_of(x, data.classes, k=23 if mode == "class" else 40, positives=2)
+    snapshot = snapshot_of_rows(x, data.classes, k=23 if mode == "class" else 40, positives=2)
     config = replace(CONFIG, mode=mode, mates=1, width=1.0, max_lead=1000)
 
     def pairs(config: HardNeighborSamplerConfig) -> tuple[int, float]:
@@ -227,7 +227,7 @@ def test_sample_mode_brings_the_near_rows_and_the_far_positives() -> None:
     data = data_of([9] * 12)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(len(data.rows), 2))
-    snapshot = snapshot_of(x, data.classes, k=30, positives=3)
+    snapshot = snapshot_of_rows(x, data.classes, k=30, positives=3)
     config = replace(
         CONFIG, mode="sample", classes_per_batch=4, samples_per_class=3, width=30.0, temperature=0.0
     )
@@ -411,7 +411,7 @@ def test_plans_are_those_of_the_rule_written_out(config, counts, hardness, seed)
     known = rng.random(len(data.rows)) < 0.9
     known[data.classes >= len(counts) - 2] = True
     x = rng.normal(size=(len(counts), 3))[data.classes] + 0.5 * rng.normal(size=(len(data.rows), 3))
-    known_later = snapshot_of(x, data.classes, k=8, positives=2, known=known)
+    known_later = snapshot_of_rows(x, data.classes, k=8, positives=2, known=known)
     sampler, visits = data.sampler(config, seed), [0] * len(counts)
     for round_ in range(4):
         snapshot = known_later if round_ else None
@@ -433,7 +433,7 @@ def snapshots_of(data: Data, count: int) -> dict[int, NeighborSnapshot | None]:
     rng = np.random.default_rng(0)
     centers = [rng.normal(size=(int(data.classes.max()) + 1, 3)) for _ in range(count)]
     made = {
-        version: snapshot_of(
+        version: snapshot_of_rows(
             each[data.classes] + 0.3 * rng.normal(size=(len(data.rows), 3)),
             data.classes,
             k=9,

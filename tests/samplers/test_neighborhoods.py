@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from distmetric.samplers.neighborhoods import ClassNeighborhood, RowNeighborhood, spreads
 from distmetric.samplers.reading_order import ClassRows
-from neighbor_snapshots import only_neighbors, snapshot_of
+from snapshots import only_neighbors, snapshot_of_rows
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_classes_with_centers_nearer_than_the_guard_are_dropped_and_counted(
     counts = [*counts, 2]
     labels = np.repeat(np.arange(len(counts)), counts)
     x = np.random.default_rng(seed).normal(size=(len(labels), 3))
-    snapshot = snapshot_of(x, labels, k=6)
+    snapshot = snapshot_of_rows(x, labels, k=6)
     near = ClassNeighborhood(snapshot, guard)
     several = [snapshot.radius_rms[label] for label, count in enumerate(counts) if count > 1]
     spread = [
@@ -63,14 +63,14 @@ def test_classes_with_centers_nearer_than_the_guard_are_dropped_and_counted(
 
 def test_classes_of_a_single_row_count_with_the_median_radius(rng) -> None:
     labels = np.array([0, 0, 1, 1, 1, 2, 2, 3])
-    snapshot = snapshot_of(rng.normal(size=(8, 2)), labels, k=3)
+    snapshot = snapshot_of_rows(rng.normal(size=(8, 2)), labels, k=3)
     known = snapshot.radius_rms[:3]
     np.testing.assert_allclose(spreads(snapshot), [*known, np.median(known)])
-    assert spreads(snapshot_of(rng.normal(size=(3, 2)), np.arange(3), k=2)).tolist() == [0, 0, 0]
+    assert spreads(snapshot_of_rows(rng.normal(size=(3, 2)), np.arange(3), k=2)).tolist() == [0, 0, 0]
 
 
 def test_a_collapsed_model_makes_no_duplicates() -> None:
-    snapshot = snapshot_of(np.ones((6, 2)), np.repeat(np.arange(3), 2), k=2, positives=1)
+    snapshot = snapshot_of_rows(np.ones((6, 2)), np.repeat(np.arange(3), 2), k=2, positives=1)
     rows = ClassRows(np.arange(6), np.repeat(np.arange(3), 2), 2, 0)
     assert ClassNeighborhood(snapshot, 1.0).neighbors(0, 0, 0, 2).classes.tolist() == [1, 2]
     assert RowNeighborhood(snapshot, 1.0, rows, rows.classes()).neighbors(0, 0, 0, 2).guarded == 0
@@ -94,7 +94,7 @@ def test_rows_of_classes_with_one_nearer_than_the_guard_are_dropped(
     rng = np.random.default_rng(seed)
     known = rng.random(len(labels)) < 0.8
     known[-2:] = True
-    snapshot = snapshot_of(rng.normal(size=(len(labels), 3)), labels, k=10, positives=3, known=known)
+    snapshot = snapshot_of_rows(rng.normal(size=(len(labels), 3)), labels, k=10, positives=3, known=known)
     rows = ClassRows(np.arange(len(labels)) + 50, labels, k, seed)
     near = RowNeighborhood(snapshot, guard, rows, rows.classes())
     for label in range(len(counts)):

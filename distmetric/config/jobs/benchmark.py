@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from distmetric.config.schema import TrackingConfig
+from distmetric.functional.checks import check_at_least, check_not_negative
 
 _LOSSES, _INDEX = {"suite": "losses"}, {"suite": "index"}
 
@@ -98,13 +98,10 @@ class BenchmarkJob:
     def _check_index(self) -> None:
         if self.methods == []:
             raise ValueError("methods must not be an empty list: name some, or leave it null")
-        for key in ("dim", "per_class", "k", "probes"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)} is too small: set it to 1 or more")
-        if self.lists is not None and self.lists < 1:
-            raise ValueError(f"lists={self.lists} is too small: set it to 1 or more")
-        if not 0 <= self.spread < math.inf:
-            raise ValueError(f"spread={self.spread} is wrong: give a number of 0 or more")
+        check_at_least(
+            1, dim=self.dim, per_class=self.per_class, k=self.k, probes=self.probes, lists=self.lists
+        )
+        check_not_negative(spread=self.spread)
         drawn = ("sizes", "dim", "per_class", "spread")
         for each in fields(self):
             if (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from distmetric.functional.checks import check_at_least, check_not_negative
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -38,15 +39,11 @@ class MineJob:
         Raises:
             ValueError: Naming the first that is wrong.
         """
-        for key in ("k", "pairs", "label_neighbors", "sub_centers"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value} is too small: set it to 1 or more")
+        check_at_least(
+            1, k=self.k, pairs=self.pairs, label_neighbors=self.label_neighbors, sub_centers=self.sub_centers
+        )
         if self.sub_centers & (self.sub_centers - 1):
             raise ValueError(f"sub_centers={self.sub_centers} is wrong: give a power of two, 1 for none")
-        if not 0 <= self.duplicate_fraction < math.inf:
-            raise ValueError(
-                f"duplicate_fraction={self.duplicate_fraction} is wrong: give a number of 0 or more"
-            )
+        check_not_negative(duplicate_fraction=self.duplicate_fraction)
         if not 0 <= self.fall_back_above <= 1:
             raise ValueError(f"fall_back_above={self.fall_back_above} is wrong: it must be from 0 to 1")
