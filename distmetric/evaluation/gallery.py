@@ -35,13 +35,15 @@ class Gallery:
     scale: float
     allowance: float
 
-    def lower_bounds(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+    def lower_bounds(self, queries: Tensor, buffer: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Squared distances to all rows from below, up to a constant for each query.
 
         score_ij = (1 - 2c) |g_j|^2 - 2 q_i . g_j <= |q_i - g_j|^2 - |q_i|^2 + 2 c |q_i|^2
 
         Args:
             queries: (B, D).
+            buffer: (B or more, P) from `scores_buffer`, for the scores; None for fresh memory, whose first use
+                costs half as much again as the product.
 
         Returns:
             (B, P) scores in the dtype of `centered`, and (B,) float64 squared norms |q_i|^2.
@@ -51,8 +53,26 @@ class Gallery:
         moved = _moved(queries, self.center, self.scale).to(self.centered.dtype)
         # Under autocast the product would be rounded to half precision and the error bound would be wrong.
         with torch.autocast(queries.device.type, enabled=False):
-            scores = torch.addmm(self.bounds, moved, self.centered.T, alpha=-2)
+            out = None if buffer is None else buffer[: len(queries)]
+            scores = torch.addmm(self.bounds, moved, self.centered.T, alpha=-2, out=out)
         return scores, moved.double().square().sum(dim=1)
+
+    def gaps(self, squared_norms: Tensor, row_norms: Tensor) -> Tensor:
+        """How far above its lower bound, up to the same constant, a squared distance may lie.
+
+        Args:
+            squared_norms: (...) float64, of the queries, from `lower_bounds`.
+            row_norms: (...) float64, of the rows, from `squared_norms`.
+
+        Returns:
+            (...) float64.
+        """
+        tiny = torch.finfo(torch.float32).tiny * self.rows.shape[1]
+        return 4 * self.allowance * (squared_norms + row_norms) + tiny
+
+    def scores_buffer(self, num_queries: int) -> Tensor:
+        """(num_queries, P) memory for scores, to be used again and again."""
+        return self.centered.new_empty(num_queries, len(self.centered))
 
 
 def build_gallery(rows: Tensor, count: int) -> Gallery:
@@ -71,7 +91,20 @@ def build_gallery(rows: Tensor, count: int) -> Gallery:
 
     Cost: one sort of N rows; one more copy of the embeddings.
     """
-    members = _searched(rows, count)
+    return gallery_of(rows, _searched(rows, count), single=_single_precision_suffices(len(rows), count))
+
+
+def gallery_of(rows: Tensor, members: Tensor, *, single: bool) -> Gallery:
+    """Prepare some of the embeddings to be searched.
+
+    Args:
+        rows: (N, D) float32 or float64.
+        members: (M,) int64, indices of those to be searched, ascending.
+        single: whether scores of float32 rows may be float32; they are float64 otherwise.
+
+    Returns:
+        The prepared gallery.
+    """
     place = torch.full((len(rows),), -1, dtype=torch.int64, device=rows.device)
     place[members] = torch.arange(len(members), device=rows.device)
     if len(members) < len(rows):
@@ -80,8 +113,8 @@ def build_gallery(rows: Tensor, count: int) -> Gallery:
     low, high = torch.aminmax(rows, dim=0)
     extent = float(torch.maximum(high - center, center - low).max())
     scale = 2.0 ** int(torch.tensor(extent, dtype=torch.float64).frexp().exponent) if extent > 0 else 1.0
-    dtype = rows.dtype if _single_precision_suffices(len(rows), count) else torch.float64
-    allowance = (rows.shape[1] + 32) * torch.finfo(dtype).eps
+    dtype = rows.dtype if single else torch.float64
+    allowance = _allowance(rows.shape[1], dtype)
     padded = -(-len(rows) // FOLD) * FOLD
     centered = torch.zeros(padded, rows.shape[1], dtype=dtype, device=rows.device)
     for target, part in zip(torch.split(centered[: len(rows)], 8192), torch.split(rows, 8192), strict=True):
@@ -92,6 +125,25 @@ def build_gallery(rows: Tensor, count: int) -> Gallery:
     return Gallery(
         rows, members, place, centered, bounds, squared_norms[: len(rows)], center, scale, allowance
     )
+
+
+def _allowance(dim: int, dtype: torch.dtype) -> float:
+    """c, for scores that are summed in any order, in units u = eps / 2 of relative rounding error.
+
+    Of |x|^2 + |y|^2 = S: 2 (D + 1) u for a sum of D products and the norm, u for the norm itself, 4 u for rows that
+    were rounded before, and 2 c has to exceed it. In float64 the norms (D u) and the distances that are held to be
+    exact (2 log2(D) u) are rounded as well.
+    """
+    eps = torch.finfo(dtype).eps
+    return (dim + 16) * eps / 2 * (1 + dim * eps) if dtype == torch.float32 else (dim + 32) * eps
+
+
+def single_precision_is_full() -> bool:
+    """Whether float32 products are computed in float32, not in something shorter that others switched on."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # torch refuses to say when the precision was set by its newer per-backend switches
+        return False
 
 
 def _moved(rows: Tensor, center: Tensor, scale: float) -> Tensor:
@@ -111,8 +163,4 @@ def _searched(rows: Tensor, count: int) -> Tensor:
 
 def _single_precision_suffices(num_rows: int, count: int) -> bool:
     """Whether float32 scores pay: full-precision products, and few neighbors to settle afterwards."""
-    try:
-        full = torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # torch refuses to say when the precision was set by its newer per-backend switches
-        full = False
-    return full and count * 64 <= max(num_rows, 4096)
+    return single_precision_is_full() and count * 64 <= max(num_rows, 4096)

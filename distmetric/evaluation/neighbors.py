@@ -43,9 +43,10 @@ def nearest(embeddings: Array, queries: Array, k: int, *, block_bytes: int = BLO
     gallery = build_gallery(rows, k)
     found = torch.empty(len(wanted), k, dtype=torch.int64, device=rows.device)
     size = queries_per_block(gallery, k, block_bytes)
+    buffer = gallery.scores_buffer(min(size, len(wanted)))
     for start in range(0, len(wanted), size):
         block = wanted[start : start + size]
-        found[start : start + size] = ranked(gallery, rows[block], block, k, block_bytes)
+        found[start : start + size] = ranked(gallery, rows[block], block, k, block_bytes, buffer)
     return found
 
 
@@ -58,7 +59,14 @@ def queries_per_block(gallery: Gallery, count: int, block_bytes: int) -> int:
     return max(1, block_bytes * 3 // 4 // per_query)
 
 
-def ranked(gallery: Gallery, queries: Tensor, own: Tensor | None, count: int, block_bytes: int) -> Tensor:
+def ranked(
+    gallery: Gallery,
+    queries: Tensor,
+    own: Tensor | None,
+    count: int,
+    block_bytes: int,
+    buffer: Tensor | None = None,
+) -> Tensor:
     """Rank the gallery for one block of queries.
 
     Fast scores pick candidates; wherever their error bound leaves an order open, distances decide that are
@@ -70,11 +78,12 @@ def ranked(gallery: Gallery, queries: Tensor, own: Tensor | None, count: int, bl
         own: (B,) gallery index of each query, to be left out; None when queries are no gallery members.
         count: number of neighbors; at most the gallery's size, less one when `own` is given.
         block_bytes: memory for the block, in bytes.
+        buffer: from `gallery.scores_buffer`, where there are several blocks.
 
     Returns:
         (B, count) int64 gallery indices, nearest first.
     """
-    scores, squared_norms = gallery.lower_bounds(queries)
+    scores, squared_norms = gallery.lower_bounds(queries, buffer)
     if own is not None:
         place = gallery.place[own]
         searched = (place >= 0).nonzero().squeeze(1)
@@ -101,9 +110,8 @@ def _settle(
     lower, ids = smallest(scores, width)
     ids.clamp_(max=len(gallery.rows) - 1)  # padding, never among the first `count`
     lower = lower.double()
-    spread = squared_norms[:, None] + gallery.squared_norms[ids]
-    tiny = torch.finfo(torch.float32).tiny * queries.shape[1]
-    upper = (lower + 4 * gallery.allowance * spread + tiny).cummax(dim=1).values
+    gaps = gallery.gaps(squared_norms[:, None], gallery.squared_norms[ids])
+    upper = (lower + gaps).cummax(dim=1).values
     apart = upper[:, :-1] < lower[:, 1:]
     runs = torch.nn.functional.pad(apart.cumsum(dim=1), (1, 0))
     last = runs[:, count - 1 : count]
@@ -135,12 +143,26 @@ def smallest(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
     if 4 * width > groups:
         values, ids = scores.topk(width, dim=1, largest=False)
         return values, ids
-    folded = scores.view(-1, FOLD, groups)
-    chosen = folded.amin(dim=1).topk(width, dim=1, largest=False, sorted=False).indices[:, None, :]
-    pool = folded.gather(2, chosen.expand(-1, FOLD, -1)).flatten(1)
-    columns = chosen + groups * torch.arange(FOLD, device=scores.device)[:, None]
-    values, at = pool.topk(width, dim=1, largest=False)
-    return values, columns.flatten(1).gather(1, at)
+    folded = scores.view(-1, groups, FOLD)
+    chosen = folded.amin(dim=2).topk(width, dim=1, largest=False, sorted=False).indices
+    values, at = listed_groups(folded, chosen).topk(width, dim=1, largest=False)
+    return values, chosen.gather(1, at // FOLD) * FOLD + at % FOLD
+
+
+def listed_groups(folded: Tensor, chosen: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Values of some groups of columns.
+
+    Args:
+        folded: (B, groups, FOLD).
+        chosen: (b, w) int64 groups of each of the rows.
+        rows: (b,) int64; None for all, b = B.
+
+    Returns:
+        (b, w * FOLD).
+    """
+    rows = torch.arange(len(folded), device=folded.device) if rows is None else rows
+    listed = (chosen + rows[:, None] * folded.shape[1]).flatten()
+    return folded.flatten(0, 1).index_select(0, listed).view(len(rows), -1)
 
 
 def _reorder(
