@@ -157,6 +157,10 @@ class EvalConfig:
     """The k of recall@k."""
     batch_size: int = 512
     """Images per forward pass and worker."""
+    resamples: int = 1000
+    """Bootstrap resamples of the queries for the 95 % intervals of the metrics; 0: no intervals."""
+    target_far: float = 1e-3
+    """False accept rate at which the distance threshold for "same class" is set, which checkpoints carry with them."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -180,6 +184,19 @@ class MLflowConfig:
     """Tracking server or database; null: MLFLOW_TRACKING_URI, else <output_dir>/mlflow.db (local machine only)."""
     experiment: str = "distmetric"
     """Experiment that the run is listed under."""
+    register: str | None = None
+    """Name to register the best checkpoint under when the run has ended, with alias best if it is; null: it is not."""
+    system_metrics: bool = False
+    """Log the load of rank 0's machine (CPU, memory, disk, network, GPU), every ten seconds."""
+
+    def __post_init__(self) -> None:
+        """Check the name of the registered model.
+
+        Raises:
+            ValueError: If MLflow would not take it, which would be known only after the training.
+        """
+        if self.register is not None and (not self.register.strip() or set("/:") & set(self.register)):
+            raise ValueError(f"register={self.register!r} cannot name a model: give a text without / and :")
 
 
 @dataclass(kw_only=True, frozen=True)

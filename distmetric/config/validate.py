@@ -7,6 +7,7 @@ import math
 from distmetric.config.attributes import check_attributes
 from distmetric.config.schema import Config
 from distmetric.errors import ConfigError
+from distmetric.evaluation.retrieval import measure_names
 from distmetric.functional.dial import ends
 from distmetric.losses.build import CrossBatchMemoryConfig, nested_losses
 from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
@@ -22,8 +23,6 @@ def validate(config: Config) -> None:
     _at_least("trainer.num_workers", trainer.num_workers, 1)
     _at_least("train.steps", train.steps, 1)
     _at_least("train.log_every", train.log_every, 1)
-    _at_least("eval.every_steps", config.eval.every_steps, 1)
-    _at_least("eval.batch_size", config.eval.batch_size, 1)
     _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 1)
     _at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
     _at_least("seed", config.seed, 0)
@@ -38,8 +37,7 @@ def validate(config: Config) -> None:
     _above_zero("optim.lr", config.optim.lr)
     _above_zero("trainer.timeout_s", trainer.timeout_s)
     _above_zero("trainer.start_timeout_s", trainer.start_timeout_s)
-    if not config.eval.ks or min(config.eval.ks) < 1:
-        raise ConfigError(f"eval.ks={config.eval.ks} is wrong: give one or more numbers from 1 on")
+    _check_evaluation(config)
     if config.optim.clip_norm is not None:
         _above_zero("optim.clip_norm", config.optim.clip_norm)
     for key in ("beta1", "beta2", "momentum"):
@@ -68,15 +66,26 @@ def validate(config: Config) -> None:
         )
     _check_losses(config, batch)
     _check_neighbors(config)
-    known = {f"recall_at_{k}" for k in config.eval.ks} | {"map_at_r", "r_precision"}
+    check_attributes(config)
+    if config.data.name == "glyphs" and config.model.channels != 1:
+        raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
+
+
+def _check_evaluation(config: Config) -> None:
+    evaluation = config.eval
+    _at_least("eval.every_steps", evaluation.every_steps, 1)
+    _at_least("eval.batch_size", evaluation.batch_size, 1)
+    _at_least("eval.resamples", evaluation.resamples, 0)
+    if not evaluation.ks or min(evaluation.ks) < 1:
+        raise ConfigError(f"eval.ks={evaluation.ks} is wrong: give one or more numbers from 1 on")
+    if not 0 < evaluation.target_far < 1:
+        raise ConfigError(f"eval.target_far={evaluation.target_far} is wrong: 0 < target_far < 1")
+    known = measure_names(evaluation.ks)
     if config.checkpoint.best_metric not in known:
         raise ConfigError(
             f"checkpoint.best_metric={config.checkpoint.best_metric} is not measured: "
             f"choose one of {', '.join(sorted(known))}"
         )
-    check_attributes(config)
-    if config.data.name == "glyphs" and config.model.channels != 1:
-        raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
 
 
 def _check_losses(config: Config, batch: int) -> None:

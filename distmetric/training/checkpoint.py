@@ -196,13 +196,11 @@ def find_checkpoint(location: str) -> Checkpoint:
     """
     filesystem, path = open_location(location)
     if filesystem.get_file_info(f"{path}/checkpoints").type == fs.FileType.Directory:
-        run = json.loads(_read(location, "run.json"))
-        store = CheckpointStore(
-            f"{location}/checkpoints", best_metric=run["config"]["checkpoint"]["best_metric"]
-        )
-        if (best := store.best()) is not None:
-            return best
-        raise InputError(f"{location} has no complete checkpoint yet")
+        newest = CheckpointStore(f"{location}/checkpoints").latest()
+        if newest is None:
+            raise InputError(f"checkpoint={location} has no complete checkpoint yet")
+        best_metric = newest.meta["config"]["checkpoint"]["best_metric"]
+        return CheckpointStore(f"{location}/checkpoints", best_metric=best_metric).best() or newest
     if filesystem.get_file_info(path).type != fs.FileType.Directory:
         raise InputError(f"checkpoint={location} does not exist: give the folder of a checkpoint or of a run")
     return read_checkpoint(location)

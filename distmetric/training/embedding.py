@@ -9,12 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmetric.config.schema import EvalConfig
 from distmetric.data.decode import ImageStore
 from distmetric.distributed.gather import gather
 from distmetric.distributed.replica import Replica
-from distmetric.evaluation.retrieval import RetrievalMetrics, retrieval_sums
+from distmetric.evaluation.calibration import survey_pairs
+from distmetric.evaluation.retrieval import RetrievalMetrics, query_measures
 from distmetric.models.embedder import Embedder
 from distmetric.samplers.slices import rank_slice, slice_sizes
+from distmetric.training.evaluations import Evaluation
 
 
 @torch.no_grad()
@@ -48,32 +51,45 @@ def evaluate_sharded(
     images: ImageStore,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
-    ks: list[int],
-    batch_size: int,
+    config: EvalConfig,
+    seed: int,
     replica: Replica,
     device: torch.device,
-) -> RetrievalMetrics:
-    """Leave-one-out retrieval over `rows`: each rank embeds its slice and answers its own queries.
+) -> Evaluation:
+    """Leave-one-out retrieval over `rows` and a survey of their pairs: each rank embeds and answers for its slice.
 
     Args:
         embedder: Equal on all ranks.
         images: Reads images of rows.
         rows: (M,) catalog rows, equal on all ranks.
         labels: (M,) their labels.
-        ks: The k of recall@k.
-        batch_size: Images per forward pass.
+        config: The k of recall@k, images per forward pass, resamples for intervals, false accept rate of the threshold.
+        seed: Of the resamples.
         replica: Who this rank is.
         device: Where to compute.
 
     Returns:
-        The metrics of all M queries, equal on all ranks. Cost: M / W images embedded, M D values gathered,
-        M^2 D / W multiplications per rank.
+        The evaluation of all M rows, equal on all ranks. Cost: M / W images embedded, M D values gathered, M^2 D / W
+        multiplications per rank for the metrics and as many, in float64, for the survey.
     """
     sizes = slice_sizes(len(rows), replica.world_size)
-    own = embed(embedder, images, rank_slice(rows, replica.rank, replica.world_size), batch_size, device)
+    mine = rank_slice(rows, replica.rank, replica.world_size)
+    own = embed(embedder, images, mine, config.batch_size, device)
     everybody = gather(own, replica, sizes)
     all_labels = torch.from_numpy(labels).to(device)
     start = sum(sizes[: replica.rank])
     index = torch.arange(start, start + sizes[replica.rank], device=device)
-    sums = retrieval_sums(own, all_labels[index], everybody, all_labels, index, ks)
-    return RetrievalMetrics.from_sums(replica.sum_(sums), ks)
+    measures = query_measures(own, all_labels[index], everybody, all_labels, index, config.ks)
+    metrics = RetrievalMetrics.from_measures(
+        gather(measures, replica, sizes), config.ks, resamples=config.resamples, seed=seed
+    )
+    survey = None
+    if len(np.unique(labels)) > 1:
+        survey = survey_pairs(
+            everybody,
+            all_labels,
+            target_far=config.target_far,
+            own=slice(start, start + sizes[replica.rank]),
+            add=replica.sum_,
+        )
+    return Evaluation(metrics, survey)

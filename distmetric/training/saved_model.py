@@ -11,6 +11,7 @@ from torch import nn
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.errors import InputError
+from distmetric.evaluation.calibration import Calibration
 from distmetric.models.build import build_embedder
 from distmetric.models.embedder import Embedder
 from distmetric.training.checkpoint import Checkpoint
@@ -34,6 +35,12 @@ def load_model(model: nn.Module, checkpoint: Checkpoint) -> None:
         raise InputError(
             f"{checkpoint.location} holds another architecture than this configuration's model: {detail}"
         ) from None
+
+
+def calibration_of(checkpoint: Checkpoint) -> Calibration | None:
+    """The distance threshold for "same class" that was found with these weights; None in older checkpoints."""
+    found = checkpoint.meta.get("calibration")
+    return None if found is None else Calibration.from_dict(found)
 
 
 def load_embedder(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Embedder, Config]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from distmetric.tracking.tracker import Tracker
 from distmetric.training.batches import Batch, BatchLoader
 from distmetric.training.checkpoint import Checkpoint, CheckpointStore
 from distmetric.training.embedding import embed, evaluate_sharded
+from distmetric.training.evaluations import Evaluation, write_evaluation
 from distmetric.training.inline_index import InlineIndex
 from distmetric.training.ledger import Ledger
 from distmetric.training.monitor import Monitor
@@ -127,7 +130,7 @@ class Worker:
         progress: Counter | None = None,
     ) -> None:
         # what it works on
-        self.config, self.replica, self.device = config, replica, device
+        self.config, self.run_dir, self.replica, self.device = config, run_dir, replica, device
         self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
         self.catalog = open_data(config.data)
         self.train_rows = self.catalog.rows(config.data.train_split)
@@ -188,11 +191,11 @@ class Worker:
             self._log()
         if evaluates or saves:
             average_buffers(self.embedder, self.replica)
-        metrics = self._evaluate() if evaluates else None
-        score = -1.0 if metrics is None else metrics[self.store.best_metric]
+        evaluation = self._evaluate() if evaluates else None
+        score = -1.0 if evaluation is None else evaluation.metrics.to_dict()[self.store.best_metric]
         if saves or score > self._best:
             self._best = max(score, self._best)
-            self._save(metrics)
+            self._on_main(partial(self._write_checkpoint, evaluation))
 
     def finish(self) -> Checkpoint:
         """Stop reading ahead and return the best checkpoint, on every rank."""
@@ -221,34 +224,36 @@ class Worker:
         note = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
         self.progress.update(len(measured), note)
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> Evaluation:
         config = self.config
-        metrics = evaluate_sharded(
+        found = evaluate_sharded(
             self.embedder,
             self.images,
             self.test_rows,
             self.catalog.labels[self.test_rows],
-            config.eval.ks,
-            config.eval.batch_size,
+            config.eval,
+            config.seed,
             self.replica,
             self.device,
-        ).to_dict()
-        self._latest_metrics = metrics
+        )
+        self._latest_metrics = found.metrics.to_dict()
         if self.replica.is_main:
-            self.tracker.log(self.step, {f"eval/{name}": value for name, value in metrics.items()})
-        return metrics
+            self.tracker.log(self.step, {f"eval/{name}": value for name, value in found.logged().items()})
+        self._on_main(partial(write_evaluation, self.run_dir, found.record(self.step)))
+        return found
 
-    def _save(self, metrics: dict[str, float] | None) -> None:
+    def _on_main(self, write: Callable[[], None]) -> None:
+        """Have rank 0 write something; where it cannot, all ranks stop."""
         failure: UserError | None = None
         if self.replica.is_main:
             try:
-                self._write_checkpoint(metrics)
+                write()
             except UserError as error:
                 failure = error
         if self.replica.broadcast(failure is not None, self.device):
-            raise failure or ResourceError("rank 0 could not save a checkpoint")
+            raise failure or ResourceError("rank 0 could not write into the run's folder")
 
-    def _write_checkpoint(self, metrics: dict[str, float] | None) -> None:
+    def _write_checkpoint(self, evaluation: Evaluation | None) -> None:
         self.tracker.flush()  # what a resumed run will not measure again has to be there before the checkpoint is
         self.store.save(
             self.step,
@@ -262,7 +267,8 @@ class Worker:
             },
             {
                 "version": __version__,
-                "metrics": metrics,
+                "metrics": None if evaluation is None else evaluation.metrics.to_dict(),
+                "calibration": None if evaluation is None else evaluation.record(self.step)["calibration"],
                 "config": config_dict(self.config),
                 "fingerprint": self.catalog.fingerprint,
                 "attribute_values": self.embedder.attribute_values,

@@ -89,6 +89,8 @@ def test_some_numbers_are_not_negative(key: str, value: float) -> None:
         ({"seed": 2**63}, f"seed={2**63} is too large: set it below 2**63"),
         ({"eval.ks": []}, "eval.ks=[] is wrong: give one or more numbers from 1 on"),
         ({"eval.ks": [1, 0]}, "eval.ks=[1, 0] is wrong: give one or more numbers from 1 on"),
+        ({"eval.resamples": -1}, "eval.resamples=-1 is too small: set it to 0 or more"),
+        ({"eval.target_far": 1.0}, "eval.target_far=1.0 is wrong: 0 < target_far < 1"),
         ({"schedule.decay_start": 1.0}, "schedule.decay_start=1.0 is wrong: 0 <= decay_start < 1"),
         ({"schedule.decay_start": -0.1}, "schedule.decay_start=-0.1 is wrong: 0 <= decay_start < 1"),
         ({"schedule.final_fraction": 0.0}, "schedule.final_fraction=0.0 is wrong: 0 < fraction <= 1"),

@@ -8,7 +8,7 @@ import torch
 
 from distmetric.config.compose import compose
 from distmetric.config.decode import decode
-from distmetric.config.jobs import EmbedJob, EvaluateData, EvaluateJob
+from distmetric.config.jobs import EmbedJob, EvaluateJob
 from distmetric.config.schema import Config
 from distmetric.data.attributes import attribute_targets
 from distmetric.data.catalog import Catalog
@@ -17,10 +17,10 @@ from distmetric.data.decode import ImageStore
 from distmetric.distributed import Replica
 from distmetric.errors import InputError
 from distmetric.inference.embed import embed_source
-from distmetric.inference.evaluate import evaluate_checkpoint
+from distmetric.inference.evaluate import run_evaluation
 from distmetric.training import worker as worker_module
 from distmetric.training.batches import BatchLoader
-from distmetric.training.checkpoint import find_checkpoint, read_checkpoint
+from distmetric.training.checkpoint import read_checkpoint
 from distmetric.training.saved_model import load_embedder
 from distmetric.training.worker import build_sampler, known_attributes, open_data
 from processes import run_ranks
@@ -81,17 +81,11 @@ def test_a_checkpoint_predicts_what_the_trained_model_did(trained) -> None:
 
 def test_jobs_take_checkpoints_of_models_with_attributes(trained, tmp_path) -> None:
     folder, worker, result, _ = trained
-    found = evaluate_checkpoint(EvaluateJob(checkpoint=str(find_best(folder)), data=EvaluateData()))
+    found = run_evaluation(EvaluateJob(checkpoint=str(folder)))
     assert found["metrics"] == pytest.approx(result.metrics, abs=1e-9)
     out = tmp_path / "e.parquet"
     job = EmbedJob(checkpoint=result.checkpoint, source=str(worker.catalog.path), out=str(out), split="test")
     assert embed_source(job)["rows"] == len(worker.test_rows)
-
-
-def find_best(folder) -> str:
-    # Of a run's folder, `find_checkpoint` asks run.json, which only `fit` writes.
-    (folder / "run.json").write_text('{"config": {"checkpoint": {"best_metric": "recall_at_1"}}}')
-    return find_checkpoint(str(folder)).location
 
 
 def final_state(cache, run_dir, fail_at: int | None) -> tuple[list[np.ndarray], dict[int, float]]:

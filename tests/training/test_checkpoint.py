@@ -126,17 +126,20 @@ def test_checkpoints_hold_no_pickled_code(tmp_path) -> None:
 
 
 def test_find_checkpoint_takes_a_run_or_a_checkpoint(tmp_path) -> None:
-    run = {"config": {"checkpoint": {"best_metric": "recall_at_1"}}}
-    (tmp_path / "run.json").write_text(json.dumps(run))
     store = CheckpointStore(str(tmp_path / "checkpoints"))
-    save(store, 1, 0.9)
-    save(store, 2, 0.1)
+    config = {"checkpoint": {"best_metric": "map_at_r"}}
+    for step, score in ((1, 0.9), (2, 0.1)):
+        metrics = {"map_at_r": score, "recall_at_1": 1 - score}
+        store.save(step, {"model": {}}, {"metrics": metrics, "config": config})
     assert find_checkpoint(str(tmp_path)).step == 1
     assert find_checkpoint(str(tmp_path / "checkpoints" / "step_00000002")).step == 2
     with pytest.raises(InputError, match="does not exist"):
         find_checkpoint(str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="not a complete checkpoint"):
         find_checkpoint(str(tmp_path / "checkpoints"))
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(InputError, match="has no complete checkpoint yet"):
+        find_checkpoint(str(tmp_path / "empty"))
 
 
 def test_an_unknown_scheme_is_a_one_line_error() -> None:

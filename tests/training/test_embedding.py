@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import distmetric
+from distmetric.config.schema import EvalConfig
 from distmetric.data.decode import ImageStore
 from distmetric.distributed import Replica
+from distmetric.evaluation import RetrievalMetrics
 from distmetric.models.build import build_embedder
 from distmetric.training.embedding import embed, evaluate_sharded
 from distmetric.training.worker import open_data
@@ -22,17 +24,22 @@ def parts(cache):
     return build_embedder(config.model, 0), ImageStore(catalog, 28, 1, rows=rows), rows, catalog.labels[rows]
 
 
-def sharded(replica: Replica, cache) -> dict[str, float]:
+def sharded(replica: Replica, cache) -> RetrievalMetrics:
     embedder, images, rows, labels = parts(cache)
-    return evaluate_sharded(embedder, images, rows, labels, [1, 5], 64, replica, CPU).to_dict()
+    config = EvalConfig(ks=[1, 5], batch_size=64, resamples=50)
+    return evaluate_sharded(embedder, images, rows, labels, config, 7, replica, CPU).metrics
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_sharded_evaluation_equals_the_whole(world_size, glyph_cache) -> None:
     embedder, images, rows, labels = parts(glyph_cache)
-    whole = distmetric.evaluate(embed(embedder, images, rows, 1000, CPU), labels, ks=[1, 5]).to_dict()
-    for metrics in run_ranks(world_size, sharded, glyph_cache):
-        assert metrics == pytest.approx(whole, abs=1e-9)
+    embeddings = embed(embedder, images, rows, 1000, CPU)
+    whole = distmetric.evaluate(embeddings, labels, ks=[1, 5], resamples=50, seed=7)
+    found = run_ranks(world_size, sharded, glyph_cache)
+    assert all(metrics == found[0] for metrics in found)
+    assert found[0].to_dict() == pytest.approx(whole.to_dict(), abs=1e-9)
+    for name, interval in whole.intervals.items():
+        assert found[0].intervals[name] == pytest.approx(interval, abs=1e-9)
 
 
 def test_embedding_leaves_the_mode_and_needs_no_gradient(glyph_cache) -> None:

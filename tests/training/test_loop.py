@@ -10,6 +10,7 @@ from distmetric.distributed import Replica
 from distmetric.errors import InputError, NonFiniteError
 from distmetric.evaluation import RetrievalMetrics
 from distmetric.training import worker as worker_module
+from distmetric.training.evaluations import Evaluation
 from processes import run_ranks
 from runs import ListTracker, run_once, tiny_config
 
@@ -112,7 +113,9 @@ def test_the_best_evaluation_is_kept_though_no_checkpoint_was_due(glyph_cache, t
     monkeypatch.setattr(
         worker_module,
         "evaluate_sharded",
-        lambda *_: RetrievalMetrics(9, 0, dict.fromkeys([1, 2, 4, 8], next(recalls)), 0.1, 0.1),
+        lambda *_: Evaluation(
+            RetrievalMetrics(9, 0, dict.fromkeys([1, 2, 4, 8], next(recalls)), 0.1, 0.1), None
+        ),
     )
     schedule = ("train.steps=30", "eval.every_steps=7", "checkpoint.every_steps=30", "checkpoint.keep_last=1")
     _, result, tracker = run_once(tiny_config(glyph_cache, *schedule, *SMALL), tmp_path)

@@ -1,0 +1,97 @@
+"""What the evaluations of a run found, kept in its folder: metrics, intervals, threshold, distances."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pyarrow import fs
+
+from distmetric.errors import InputError, ResourceError
+from distmetric.evaluation.calibration import PairSurvey
+from distmetric.evaluation.retrieval import RetrievalMetrics
+from distmetric.locations import open_location
+
+_FOLDER = "evaluations"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a run.
+
+    Args:
+        metrics: Retrieval on the test split.
+        survey: Distances of its pairs and the threshold; None where it has one class only.
+    """
+
+    metrics: RetrievalMetrics
+    survey: PairSurvey | None
+
+    def logged(self) -> dict[str, float]:
+        """What the tracker shows: metrics, the ends of their intervals, and the threshold with what it reaches."""
+        ends = {
+            f"{name}_{end}": value
+            for name, interval in self.metrics.intervals.items()
+            for end, value in zip(("low", "high"), interval, strict=True)
+        }
+        if self.survey is None:
+            return self.metrics.to_dict() | ends
+        found = self.survey.calibration
+        return self.metrics.to_dict() | ends | {"threshold": found.threshold, "tar": found.tar}
+
+    def record(self, step: int) -> dict[str, Any]:
+        """Everything, as plain containers."""
+        record: dict[str, Any] = {
+            "step": step,
+            "metrics": self.metrics.to_dict(),
+            "intervals": {name: list(interval) for name, interval in self.metrics.intervals.items()},
+            "calibration": None,
+            "histogram": None,
+        }
+        if self.survey is not None:
+            record["calibration"] = self.survey.calibration.to_dict()
+            record["histogram"] = self.survey.histogram.to_dict()
+        return record
+
+
+def write_evaluation(run_dir: str, record: dict[str, Any]) -> None:
+    """Keep a record as `evaluations/step_00000200.json`; one of the same step is replaced.
+
+    Raises:
+        ResourceError: If the run's folder cannot be written.
+    """
+    location = f"{run_dir}/{_FOLDER}/step_{record['step']:08d}.json"
+    try:
+        filesystem, path = open_location(location)
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with filesystem.open_output_stream(f"{path}.part") as stream:
+            stream.write(json.dumps(record, indent=1).encode())
+        filesystem.move(f"{path}.part", path)
+    except OSError as error:
+        raise ResourceError(
+            f"{location} cannot be written ({' '.join(str(error).split())}): free space or fix access, then resume "
+            "the run"
+        ) from None
+
+
+def read_evaluations(run_dir: str) -> list[dict[str, Any]]:
+    """The records of a run's evaluations by ascending step; empty where there are none.
+
+    Raises:
+        InputError: If one is damaged.
+    """
+    filesystem, path = open_location(f"{run_dir}/{_FOLDER}")
+    listed = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    names = sorted(info.base_name for info in listed if re.fullmatch(r"step_\d+\.json", info.base_name))
+    records = []
+    for name in names:
+        with filesystem.open_input_stream(f"{path}/{name}") as stream:
+            try:
+                records.append(json.loads(stream.read()))
+            except ValueError:
+                raise InputError(
+                    f"{run_dir}/{_FOLDER}/{name} is damaged: delete it, the report does without"
+                ) from None
+    return records
