@@ -1,80 +1,225 @@
-"""The report of a finished run, from its best checkpoint and its tracked history."""
+"""The report of a run, from its folder and its tracked history."""
 
 from __future__ import annotations
 
-import platform
-import shlex
-import sys
 import tempfile
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from distmetric.config.decode import decode
 from distmetric.config.schema import Config
-from distmetric.data.decode import ImageStore, available_cores
+from distmetric.data.catalog import Catalog
+from distmetric.data.decode import ImageStore
+from distmetric.errors import InputError
+from distmetric.index.audit import NearDuplicates
+from distmetric.index.snapshot_store import SnapshotStore
+from distmetric.index.suspects import coinciding_classes, coinciding_rows
+from distmetric.inference.device import best_device
 from distmetric.locations import open_location
 from distmetric.reports.run_report import RunReport, write_run_report
-from distmetric.tracking.tracked_run import TrackedRun, git_revision
-from distmetric.training.checkpoint import read_checkpoint
+from distmetric.reports.suspects import SHOWN, Coincidence
+from distmetric.tracking.tracked_run import TrackedRun
+from distmetric.training.checkpoint import Checkpoint, read_checkpoint
 from distmetric.training.embedding import embed
+from distmetric.training.evaluations import read_evaluations
+from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict, load_embedder
-from distmetric.training.worker import open_data
+from distmetric.training.worker import open_data, training_labels
 
 _MAX_IMAGES = 20_000  # of the test split, in whole classes: enough to search for telling queries
 
 
 def write_report(config: Config, run_dir: str, checkpoint_location: str, tracked: TrackedRun) -> str:
-    """Write report.html into the run's folder and attach it to the tracked run.
+    """Write report.html into the run's folder and attach it, and its figures, to the tracked run.
+
+    Args:
+        config: Of the run, as it was last started.
+        run_dir: Its folder.
+        checkpoint_location: Its best checkpoint.
+        tracked: Its tracking.
 
     Returns:
         Where the report is.
     """
-    checkpoint = read_checkpoint(checkpoint_location)
-    embedder, _ = load_embedder(checkpoint)
-    catalog = open_data(config.data)
-    rows = _whole_classes(catalog.rows(config.data.test_split), catalog.labels)
-    images = ImageStore(catalog, config.model.image_size, config.model.channels, rows=rows)
+    folder = replace(read_run(run_dir), config=config_dict(config))
+    report = collect(folder, tracked, read_checkpoint(checkpoint_location))
+    return publish(report, f"{run_dir}/report.html", tracked)
+
+
+def collect(
+    folder: RunFolder, tracked: TrackedRun, checkpoint: Checkpoint | None, notes: Sequence[str] = ()
+) -> RunReport:
+    """Gather what a report is made of.
+
+    Args:
+        folder: The run's folder, with the configuration to show.
+        tracked: Where its history comes from.
+        checkpoint: Whose embeddings are shown; None where the run has none yet.
+        notes: What has to be said first.
+
+    Returns:
+        The contents; without anything that takes images where there is no checkpoint, or where the data are no longer
+        those of the run, which a note says.
+
+    Cost: one forward pass over at most 20,000 images of the test split.
+    """
     report = RunReport(
-        title=run_dir.rpartition("/")[2],
-        metrics=dict(checkpoint.metrics),
+        title=folder.name,
         history=tracked.history(),
-        config=config_dict(config),
-        environment=environment(),
-        command=shlex.join(["python", *sys.argv]),
-        embeddings=embed(embedder.float(), images, rows, config.eval.batch_size, torch.device("cpu")).numpy(),
-        labels=catalog.labels[rows],
-        label_names=catalog.label_names,
-        images=images.images(rows).numpy(),
-        seed=config.seed,
+        config=folder.config,
+        environment=folder.environment or {"distmetric": folder.version},
+        command=folder.command,
+        evaluations=read_evaluations(folder.location),
+        notes=notes,
     )
+    if checkpoint is None:
+        return report
+    config = decode(Config, folder.config)
+    report = replace(report, metrics=dict(checkpoint.metrics), step=checkpoint.step, seed=config.seed)
+    try:
+        catalog = _catalog(config, folder)
+    except InputError as error:
+        return replace(report, notes=[*notes, f"Without pictures, maps and confused classes: {error}"])
+    report = replace(report, **_examples(config, checkpoint, catalog))
+    return replace(report, **_coincidences(config, folder, catalog))
+
+
+def publish(report: RunReport, location: str, tracked: TrackedRun) -> str:
+    """Write a report to a path or URI and attach it, and its figures, to a tracked run.
+
+    Returns:
+        The location.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        local = write_run_report(Path(folder) / "report.html", report)
-        filesystem, path = open_location(f"{run_dir}/report.html")
-        fs.copy_files(
-            str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem
-        )
-        tracked.log_artifact(str(local))
-    return f"{run_dir}/report.html"
+        local, figures = Path(folder) / "report.html", Path(folder) / "figures"
+        try:
+            write_run_report(local, report, figures if tracked.run_id else None)
+        finally:
+            # A report that lacks a section, since that one could not be made, is there all the same.
+            if local.exists():
+                _copy(local, location)
+                tracked.log_artifact(str(local))
+            if figures.exists():
+                tracked.log_artifacts(str(figures), "figures")
+    return location
 
 
-def environment() -> dict[str, str]:
-    """What ran: versions of the packages that matter, and the machine."""
-    packages = ("distmetric", "torch", "ray", "mlflow", "pyarrow", "numpy", "pillow")
+def _copy(local: Path, location: str) -> None:
+    filesystem, path = open_location(location)
+    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    fs.copy_files(str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+
+
+def _catalog(config: Config, folder: RunFolder) -> Catalog:
+    """The data of the run.
+
+    Raises:
+        InputError: If they are not there, or others are in their place.
+    """
+    catalog = open_data(config.data)
+    if folder.fingerprint and catalog.fingerprint != folder.fingerprint:
+        raise InputError(f"the data in {catalog.path} have changed since the run was started")
+    return catalog
+
+
+def _examples(config: Config, checkpoint: Checkpoint, catalog: Catalog) -> dict[str, Any]:
+    """What a report shows of the evaluated images: embeddings, labels, pictures, names."""
+    device = best_device()
+    embedder, _ = load_embedder(checkpoint, device)
+    rows = _whole_classes(catalog.rows(config.data.test_split), catalog.labels, config.seed)
+    store = ImageStore(catalog, config.model.image_size, config.model.channels, rows=rows)
+    embeddings = embed(embedder.float(), store, rows, config.eval.batch_size, device)
+    attributes = {name: catalog.attribute(name)[rows].tolist() for name in catalog.attribute_names}
     return {
-        **{name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {available_cores()} CPUs",
-        "revision": git_revision(),
+        "embeddings": embeddings.cpu().numpy(),
+        "labels": catalog.labels[rows],
+        "label_names": catalog.label_names,
+        "images": _Pictures(store, rows),
+        "attributes": {"group": catalog.groups[rows].tolist(), **attributes},
+        "paths": [catalog.source_path(row) for row in rows],
     }
 
 
-def _whole_classes(rows: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class _Pictures:
+    """The images of some catalog rows, read when they are asked for."""
+
+    store: ImageStore
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return np.asarray(self.store.images(self.rows[chosen]).numpy())
+
+
+def _coincidences(config: Config, folder: RunFolder, catalog: Catalog) -> dict[str, Any]:
+    """What the newest snapshot of the run's index takes for the same thing under two labels, as the sampler does."""
+    sampler = config.sampler
+    if sampler.name != "hard_neighbors":
+        return {}
+    snapshot = SnapshotStore(f"{folder.location}/index").newest()
+    if snapshot is None:
+        return {}
+    rows = catalog.rows(config.data.train_split)
+    classes = training_labels(catalog, config.data.train_split)
+    if snapshot.has_rows:
+        found, places = coinciding_rows(snapshot, classes, sampler.guard), None
+    else:
+        found = coinciding_classes(snapshot, sampler.guard)
+        places = np.unique(classes, return_index=True)[1]
+    store = ImageStore(catalog, config.model.image_size, config.model.channels, memory_limit_bytes=0)
+    pairs = _pairs(found, rows if places is None else rows[places])
+    shown = [
+        _coincidence(catalog, store, pair, distance, ratio, of_classes=places is not None)
+        for pair, distance, ratio in pairs[:SHOWN]
+    ]
+    return {"coincidences": shown, "num_coincidences": len(pairs)}
+
+
+def _pairs(found: NearDuplicates, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], float, float]]:
+    """Catalog rows of each pair, its distance and its ratio."""
+    both = torch.stack([found.rows, found.others], dim=1).numpy()
+    return list(zip(rows[both], found.distances.tolist(), found.ratios.tolist(), strict=True))
+
+
+def _coincidence(
+    catalog: Catalog,
+    store: ImageStore,
+    pair: NDArray[np.int64],
+    distance: float,
+    ratio: float,
+    *,
+    of_classes: bool,
+) -> Coincidence:
+    first, second = pair.tolist()
+    names, labels = catalog.label_names, catalog.labels
+    return Coincidence(
+        names=(names[labels[first]], names[labels[second]]),
+        paths=(catalog.source_path(first), catalog.source_path(second)),
+        images=np.asarray(store.images(pair).numpy()),
+        distance=distance,
+        ratio=ratio,
+        of_classes=of_classes,
+    )
+
+
+def _whole_classes(rows: NDArray[np.int64], labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """All rows, or those of random classes, as many as fit into `_MAX_IMAGES`; ascending."""
     if len(rows) <= _MAX_IMAGES:
         return rows
-    ordered = rows[np.argsort(labels[rows], kind="stable")]
-    counts = np.cumsum(np.unique(labels[ordered], return_counts=True)[1])
-    return ordered[: int(counts[counts <= _MAX_IMAGES].max(initial=_MAX_IMAGES))]
+    random = np.random.default_rng(seed)
+    _, group, sizes = np.unique(labels[rows], return_inverse=True, return_counts=True)
+    order = random.permutation(len(sizes))
+    fitting = int((np.cumsum(sizes[order]) <= _MAX_IMAGES).sum())
+    if fitting == 0:  # one class alone is too large
+        return np.sort(random.permutation(rows)[:_MAX_IMAGES])
+    return rows[np.isin(group, order[:fitting])]

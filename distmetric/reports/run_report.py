@@ -1,25 +1,35 @@
 """The report of a run: one HTML file that needs nothing else."""
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from distmetric.errors import InputError
-from distmetric.evaluation import nearest
 from distmetric.evaluation.inputs import as_embeddings
-from distmetric.reports.figures import PANELS, History, panel_figure, phase_seconds, time_split
-from distmetric.reports.grid import check_images, retrieval_grid
-from distmetric.reports.page import details, document, picture, section, table
-from distmetric.reports.selection import select_queries
+from distmetric.evaluation.neighbors import nearest
+from distmetric.index.suspects import neighbor_distances
+from distmetric.reports.album import Album
+from distmetric.reports.confusion import confusion_section
+from distmetric.reports.figures import panel_figure
+from distmetric.reports.headline import headline_section, record_at
+from distmetric.reports.histograms import distances_section
+from distmetric.reports.history import History, Numbers, Record, last_step, series, with_evaluations
+from distmetric.reports.page import Cell, Section, details, document, table, write_page
+from distmetric.reports.panels import INDEX_FACTS, INDEX_PANELS, TRAINING_PANELS, Panel
+from distmetric.reports.projection import projection_section
+from distmetric.reports.retrieval import retrieval_section
+from distmetric.reports.step_times import phase_seconds, time_over_steps, time_split
+from distmetric.reports.suspects import Coincidence, Named, coincidences_section, suspects_sections
+from distmetric.reports.thumbnails import Images, pick
 
-SHOWN_QUERIES, SHOWN_NEIGHBORS = 4, 6
+NEIGHBORS = 10
+"""Nearest neighbors of every evaluated image that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,15 @@ class RunReport:
         embeddings: (N, D) embeddings of the evaluated images, finite.
         labels: (N,) integer classes.
         label_names: name of class i at position i, any text; classes are numbered when empty.
-        images: (N, C, H, W) uint8, gray or RGB.
-        seed: of the queries drawn at random.
+        images: (N, C, H, W) uint8, gray or RGB; an array, or anything that reads rows of one when asked.
+        seed: of the queries and of the classes that are drawn at random.
+        step: of the checkpoint that metrics and embeddings are of.
+        evaluations: records of the run's evaluations: step, metrics, intervals, calibration, histogram.
+        attributes: name -> (N,) values of the evaluated images, None where unknown.
+        paths: (N,) where the evaluated images came from.
+        coincidences: pairs of the training set that the index takes for duplicates, closest first.
+        num_coincidences: how many there are, where that is more than are given.
+        notes: what has to be said before anything else, such as why the run failed.
     """
 
     title: str
@@ -49,185 +66,274 @@ class RunReport:
     embeddings: NDArray[np.floating] | None = None
     labels: NDArray[np.integer] | None = None
     label_names: Sequence[str] = ()
-    images: NDArray[np.uint8] | None = None
+    images: Images | None = None
     seed: int = 0
+    step: int | None = None
+    evaluations: Sequence[Record] = ()
+    attributes: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    paths: Sequence[str] = ()
+    coincidences: Sequence[Coincidence] = ()
+    num_coincidences: int | None = None
+    notes: Sequence[str] = ()
 
 
-def write_run_report(path: str | Path, report: RunReport) -> Path:
+def write_run_report(path: str | Path, report: RunReport, figures: str | Path | None = None) -> Path:
     """Write a report as one self-contained HTML file: no network, no scripts, for any screen and for print.
+
+    Where one section cannot be made for a reason that nobody foresaw, the page says so in its place, and when the
+    page is written the error is raised all the same.
 
     Args:
         path: file to write; its folder is made, and a file that is there is replaced in one step, so that a
             reader sees the old report or the new one and a failure keeps the old one.
         report: the contents.
+        figures: folder for the figures as files, SVG and PNG; none are written without.
 
     Returns:
         The path.
 
     Raises:
-        InputError: when embeddings, labels, names and images do not fit each other, or an embedding is not
-            finite.
+        InputError: when embeddings, labels, names, images, attributes and paths do not fit each other, or an embedding
+            is not finite.
 
-    Cost: a few seconds; the retrieval examples take min(N, 2048) * N * D multiplications.
+    Cost: about ten seconds for the drawings; N^2 D multiplications for the neighbors of all evaluated images.
     """
-    path = Path(path)
-    text = document(report.title, _subtitle(report), [build(report) for build in SECTIONS])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner may read; a report is for others.
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-ABOUT = {
-    "recall_at_1": "queries whose nearest neighbor is of their class",
-    "map_at_r": "ranking quality among the first R, R being the size of the class",
-    "r_precision": "share of the first R neighbors that are of the query's class",
-    "num_queries": "queries that have something to find",
-    "num_lone_queries": "queries alone in their class, counted nowhere else",
-}
-NAMES = {
-    "map_at_r": "MAP@R",
-    "r_precision": "R-precision",
-    "num_queries": "Queries",
-    "num_lone_queries": "Lone queries",
-}
-
-
-def _subtitle(report: RunReport) -> str:
-    steps = [step for series in report.history.values() for step, _ in series]
-    parts = [f"{max(steps):,} steps"] if steps else []
-    if report.embeddings is not None:
-        parts.append(f"{len(report.embeddings):,} evaluated images")
-    return "Run report · " + " · ".join(parts) if parts else "Run report"
-
-
-def _headline(report: RunReport) -> str:
-    if not report.metrics:
-        return ""
-    rows = [
-        (_metric_name(key), _metric_text(key, value), _about(key)) for key, value in report.metrics.items()
+    page = _Page(report, Album(keep=figures is not None))
+    sections: list[Section] = []
+    failures: list[tuple[str, Exception]] = []
+    for name, build in SECTIONS.items():
+        try:
+            sections += build(page)
+        except Exception as error:  # a page without one section beats no page; raised again below
+            failures.append((name, error))
+    told = [
+        f"The part on {name} could not be made: {type(error).__name__}: {' '.join(str(error).split())}"
+        for name, error in failures
     ]
-    return section("Results", "", table(("Metric", "Value", "Meaning"), rows, kind="headline"))
-
-
-def _metric_name(key: str) -> str:
-    k = key.removeprefix("recall_at_")
-    return NAMES.get(key, f"Recall@{k}" if k != key else key)
-
-
-def _metric_text(key: str, value: float) -> str:
-    if key.startswith("num_"):
-        return f"{value:,.0f}"
-    return f"{100 * value:.2f}%" if key.startswith("recall_at_") or key in NAMES else f"{value:.5g}"
-
-
-def _about(key: str) -> str:
-    k = key.removeprefix("recall_at_")
-    return ABOUT.get(key, f"queries with one of their class among their {k} nearest" if k != key else "")
-
-
-def _curves(report: RunReport) -> str:
-    panels = [panel for panel in PANELS if panel.has_data(report.history)]
-    if not panels:
-        return ""
-    figures = [
-        picture(
-            partial(panel_figure, panel, report.history), f"{panel.title}: {panel.caption}", panel.caption
-        )
-        for panel in panels
-    ]
-    return section("Learning curves", "", f'<div class="panels">{"".join(figures)}</div>')
-
-
-def _retrieval(report: RunReport) -> str:
-    if report.embeddings is None or report.labels is None or report.images is None:
-        return ""
-    embeddings = as_embeddings(report.embeddings).numpy()
-    labels = np.asarray(report.labels)
-    _check_examples(report, len(embeddings))
-    k = min(SHOWN_NEIGHBORS, len(labels) - 1)
-    if k < 1:
-        return ""
-    chosen = select_queries(embeddings, labels, SHOWN_QUERIES, report.seed)
-    kinds = {"Easiest": chosen.best, "Random": chosen.random, "Hardest": chosen.worst}
-    grids = [
-        _grid(f"{kind} queries", report, queries, nearest(embeddings, queries, k).numpy())
-        for kind, queries in kinds.items()
-        if len(queries)
-    ]
-    lead = (
-        "Each row starts with a query; its nearest neighbors follow. A check mark in the corner means the "
-        "same class, a cross another one. The hardest queries have the most wrong images before the first "
-        "right one."
+    written = write_page(
+        Path(path), document(report.title, page.subtitle(), sections, [*report.notes, *told])
     )
-    return section("Retrieval examples", lead, *grids) if grids else ""
+    if figures is not None:
+        page.album.save(Path(figures))
+    if failures:
+        failures[0][1].add_note(f"{path} was written without the part on {failures[0][0]}")
+        raise failures[0][1]
+    return written
 
 
-def _check_examples(report: RunReport, num_rows: int) -> None:
-    labels, images = np.asarray(report.labels), np.asarray(report.images)
-    check_images(images)
-    if labels.shape != (num_rows,) or len(images) != num_rows:
+class _Page:
+    """A report under way: its contents, checked, and what several sections need."""
+
+    def __init__(self, report: RunReport, album: Album) -> None:
+        self.report, self.album = report, album
+        self.history = with_evaluations(report.history, report.evaluations)
+        self.embeddings: NDArray[np.floating] | None = None
+        self.labels = np.empty(0, np.int64)
+        self.names: list[str] = []
+        if report.embeddings is not None and report.labels is not None:
+            self._take(report.embeddings, report.labels)
+
+    def _take(self, embeddings: NDArray[np.floating], labels: NDArray[np.integer]) -> None:
+        report = self.report
+        self.embeddings = as_embeddings(embeddings).numpy()
+        self.labels = np.asarray(labels).astype(np.int64)
+        _check_rows(report, len(self.embeddings), self.labels)
+        self.names = [
+            report.label_names[label] if report.label_names else f"class {label}"
+            for label in self.labels.tolist()
+        ]
+
+    @property
+    def rows(self) -> NDArray[np.floating] | None:
+        """The embeddings, where there are at least two that differ."""
+        if self.embeddings is None or len(self.embeddings) < 2 or self.collapsed:
+            return None
+        return self.embeddings
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether all of several embeddings are equal."""
+        found = self.embeddings
+        return found is not None and len(found) > 1 and bool((found == found[0]).all())
+
+    @cached_property
+    def neighbors(self) -> tuple[NDArray[np.int64], Numbers]:
+        """The nearest other rows of every row, and their distances."""
+        assert self.embeddings is not None
+        rows = torch.from_numpy(self.embeddings)
+        found = nearest(rows, torch.arange(len(rows)), min(NEIGHBORS, len(rows) - 1))
+        return found.numpy(), neighbor_distances(rows, found).numpy()
+
+    def subtitle(self) -> str:
+        """One line on how much there is."""
+        steps = last_step(self.history)
+        parts = [f"{steps:,} steps"] if steps else []
+        if self.embeddings is not None:
+            shown, classes = len(self.embeddings), len(np.unique(self.labels))
+            metrics = self.report.metrics
+            total = int(metrics.get("num_queries", 0) + metrics.get("num_lone_queries", 0))
+            of_total = f" of {total:,}" if total > shown else ""
+            parts.append(f"{shown:,}{of_total} evaluated images, {classes:,} classes")
+        return "Run report · " + " · ".join(parts) if parts else "Run report"
+
+
+def _check_rows(report: RunReport, count: int, labels: NDArray[np.int64]) -> None:
+    images = report.images
+    if labels.shape != (count,) or (images is not None and len(images) != count):
         raise InputError(
-            f"a report needs one label and one image for each of {num_rows} embeddings, "
-            f"got {len(labels)} labels and {len(images)} images"
+            f"a report needs one label and one image for each of {count} embeddings, "
+            f"got {len(labels)} labels and {'no' if images is None else len(images)} images"
         )
-    if report.label_names and not 0 <= labels.min() <= labels.max() < len(report.label_names):
+    if images is not None and count:
+        pick(images, np.zeros(1, np.int64))
+    if report.label_names and count and not 0 <= labels.min() <= labels.max() < len(report.label_names):
         raise InputError(
             f"labels run from {labels.min()} to {labels.max()} "
             f"but there are {len(report.label_names)} label_names"
         )
+    others = {"paths": report.paths, **{f"attribute {name}": of for name, of in report.attributes.items()}}
+    for name, values in others.items():
+        if len(values) not in ((0, count) if name == "paths" else (count,)):
+            raise InputError(f"{name} has {len(values)} values for {count} embeddings: give one for each")
 
 
-def _grid(heading: str, report: RunReport, queries: NDArray[np.int64], neighbors: NDArray[np.int64]) -> str:
-    labels, images = np.asarray(report.labels), np.asarray(report.images)
-    correct = labels[neighbors] == labels[queries, None]
-    names = [_label_name(report, label) for label in labels[queries]]
-    draw = partial(
-        retrieval_grid,
-        images,
-        queries,
-        neighbors,
-        correct,
-        names,
-        [[_label_name(report, label) for label in row] for row in labels[neighbors]],
+def _headline(page: _Page) -> list[Section]:
+    report = page.report
+    found = [headline_section(report.metrics, record_at(report.evaluations, report.step), report.step)]
+    if page.collapsed:
+        lead = (
+            "The embeddings of all evaluated images are equal, so that nothing can be told apart by them: the network "
+            "has collapsed. A lower learning rate, a soft margin or easier batches help."
+        )
+        found.append(Section("Collapse", "", [f'<p class="note">{lead}</p>']))
+    return found
+
+
+def _curves(page: _Page) -> list[Section]:
+    return [Section("Learning curves", "", _panels(page, TRAINING_PANELS))]
+
+
+def _index(page: _Page) -> list[Section]:
+    lead = (
+        "Batches were planned from an index over the whole training set: how hard they were, and how old what "
+        "the index knew was."
     )
-    told = ", ".join(f"{name}: {hits} right" for name, hits in zip(names, correct.sum(axis=1), strict=True))
-    alt = f"{heading} with their {neighbors.shape[1]} nearest neighbors. {told}."
-    return f"<h3>{escape(heading)}</h3>{picture(draw, alt, photos=True)}"
+    panels = _panels(page, INDEX_PANELS)
+    facts = []
+    for metric, told in INDEX_FACTS.items():
+        _, values = series(page.history, metric)
+        if len(values):
+            facts.append((Cell(told), Cell(f"{values[-1]:,.5g}", kind="number")))
+    if panels and facts:
+        panels = [*panels, "<h3>The index at the end</h3>", table(("What", "How many"), facts)]
+    found = page.report.coincidences
+    total = len(found) if page.report.num_coincidences is None else page.report.num_coincidences
+    return [Section("Hard batches and the index", lead, panels), coincidences_section(found, total)]
 
 
-def _label_name(report: RunReport, label: int) -> str:
-    return report.label_names[label] if report.label_names else f"class {label}"
+def _panels(page: _Page, panels: Sequence[Panel]) -> list[str]:
+    charts = [
+        page.album.chart(
+            panel.file_name,
+            partial(panel_figure, panel, page.history),
+            f"{panel.title}: {panel.caption}",
+            panel.caption,
+        )
+        for panel in panels
+        if panel.has_data(page.history)
+    ]
+    return [f'<div class="panels">{"".join(charts)}</div>'] if charts else []
 
 
-def _time(report: RunReport) -> str:
-    seconds = phase_seconds(report.history)
+def _distances(page: _Page) -> list[Section]:
+    return [distances_section(page.report.evaluations, page.album)]
+
+
+def _retrieval(page: _Page) -> list[Section]:
+    if page.rows is None or page.report.images is None:
+        return []
+    return [
+        retrieval_section(
+            page.rows,
+            page.labels,
+            *page.neighbors,
+            page.report.images,
+            page.names,
+            page.report.seed,
+            page.album,
+        )
+    ]
+
+
+def _map(page: _Page) -> list[Section]:
+    if page.rows is None:
+        return []
+    return [
+        projection_section(
+            page.rows, page.labels, page.names, page.report.attributes, page.report.seed, page.album
+        )
+    ]
+
+
+def _confusions(page: _Page) -> list[Section]:
+    if page.rows is None:
+        return []
+    neighbors, distances = page.neighbors
+    nearest_one = neighbors[:, 0], distances[:, 0]
+    return [confusion_section(page.labels, *nearest_one, page.names, page.report.images)]
+
+
+def _suspects(page: _Page) -> list[Section]:
+    if page.rows is None or page.report.images is None:
+        return []
+    named = Named(page.names, page.report.paths)
+    return suspects_sections(page.rows, page.labels, *page.neighbors, page.report.images, named)
+
+
+def _time(page: _Page) -> list[Section]:
+    seconds = phase_seconds(page.history)
     if not seconds:
-        return ""
+        return []
     told = ", ".join(f"{phase} {1000 * value:.3g} ms" for phase, value in seconds.items())
-    figure = picture(partial(time_split, report.history), f"Median time of the parts of a step: {told}.")
-    return section("Where the time goes", "Median time of each part of a training step.", figure)
+    charts = (
+        page.album.chart(
+            "time_split",
+            partial(time_split, page.history),
+            f"Median time of the parts of a step: {told}.",
+            "Median time of each part of a training step.",
+        ),
+        page.album.chart(
+            "time_over_steps",
+            partial(time_over_steps, page.history),
+            "Time of the parts of a step, on top of each other, over training steps.",
+            "The same over training steps.",
+        ),
+    )
+    return [Section("Where the time goes", "", [f'<div class="panels">{"".join(charts)}</div>'])]
 
 
-def _what_ran(report: RunReport) -> str:
-    parts = []
+def _what_ran(page: _Page) -> list[Section]:
+    report, parts = page.report, []
     if report.command:
         parts.append(f'<div class="card"><pre>{escape(report.command)}</pre></div>')
     if report.environment:
-        rows = [(name, str(value)) for name, value in report.environment.items()]
+        rows = [(Cell(name), Cell(str(value))) for name, value in report.environment.items()]
         parts.append(table(("Environment", "Version"), rows))
     if report.config:
         parts.append(details("Configuration", report.config))
-    return section("What ran", "", *parts) if parts else ""
+    return [Section("What ran", "", parts)]
 
 
-SECTIONS: tuple[Callable[[RunReport], str], ...] = (_headline, _curves, _retrieval, _time, _what_ran)
-"""The page from top to bottom; a section without data is an empty text."""
+SECTIONS: dict[str, Callable[[_Page], list[Section]]] = {
+    "results": _headline,
+    "learning curves": _curves,
+    "distances": _distances,
+    "retrieval": _retrieval,
+    "the map of embeddings": _map,
+    "confused classes": _confusions,
+    "suspected images": _suspects,
+    "the index": _index,
+    "times": _time,
+    "what ran": _what_ran,
+}
+"""The page from top to bottom; a section without parts is left out."""

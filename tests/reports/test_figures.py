@@ -11,10 +11,13 @@ from PIL import Image
 
 from distmetric.errors import InputError
 from distmetric.reports import learning_curves, retrieval_grid, time_split
-from distmetric.reports.figures import PANELS, PHASES, Panel, panel_figure, phase_seconds
+from distmetric.reports.figures import panel_figure
 from distmetric.reports.grid import RIGHT_MARK, WRONG_MARK
+from distmetric.reports.panels import INDEX_PANELS, PANELS, Panel
 from distmetric.reports.selection import select_queries
+from distmetric.reports.step_times import PHASES, phase_seconds, time_over_steps
 from distmetric.reports.theme import DARK, LIGHT
+from drawings import reaches
 
 STEPS = range(0, 500, 10)
 
@@ -79,9 +82,73 @@ def test_distances_have_a_band_only_where_the_percentiles_are_known():
     del history["train/negative_distance_p90"]
     panel = next(panel for panel in PANELS if panel.title.startswith("Distances"))
     (axes,) = panel_figure(panel, history).axes
-    assert [line.get_label().split(",")[0] for line in axes.lines] == ["positive", "negative"]
+    assert [line.get_label() for line in axes.lines] == ["positive pairs", "negative pairs"]
     (band,) = axes.collections
     assert colors.same_color(band.get_facecolor()[0][:3], LIGHT.colors["third"])
+
+
+def test_evaluations_have_the_band_of_their_intervals():
+    history = {"eval/recall_at_1": [(10, 0.5), (20, 0.75)]}
+    assert not panel_figure(PANELS[0], history).axes[0].collections
+    history |= {
+        "eval/recall_at_1_low": [(10, 0.4), (20, 0.7)],
+        "eval/recall_at_1_high": [(10, 0.6), (20, 0.8)],
+    }
+    (band,) = panel_figure(PANELS[0], history).axes[0].collections
+    corners = {(x, round(y, 6)) for x, y in band.get_paths()[0].vertices.tolist()}
+    assert corners == {(10, 0.4), (10, 0.6), (20, 0.7), (20, 0.8)}
+
+
+def test_what_holds_until_the_next_value_is_drawn_as_stairs():
+    panel = next(panel for panel in INDEX_PANELS if panel.title == "Index version")
+    (line,) = panel_figure(panel, {"index/version": [(0, 0.0), (50, 1.0), (120, 2.0)]}).axes[0].lines
+    assert line.get_drawstyle() == "steps-post"
+
+
+def test_the_index_is_quiet_as_long_as_nothing_went_wrong():
+    (panel,) = (panel for panel in PANELS if panel.quiet)
+    fine = {line.metric: [(0, 0.0), (50, 0.0)] for line in panel.lines}
+    assert not panel.has_data(fine)
+    assert panel.has_data(fine | {"index/restarts": [(0, 0.0), (50, 1.0)]})
+
+
+@pytest.mark.parametrize("name", [panel.title for panel in PANELS])
+def test_panels_have_all_their_letters_inside(name):
+    panel = next(panel for panel in PANELS if panel.title == name)
+    steps = [(step, 123456.0 * (-1) ** step) for step in range(0, 120_000, 10_000)]
+    history = {line.metric: steps for line in panel.lines}
+    assert reaches(panel_figure(panel, history)) <= 0
+
+
+def test_time_figures_have_all_their_letters_inside():
+    history = {f"time/{phase}": [(step, 12.3456) for step in range(50)] for phase in PHASES}
+    assert reaches(time_split(history)) <= 0
+    assert reaches(time_over_steps(history)) <= 0
+
+
+def test_time_over_steps_stacks_the_means_of_stretches():
+    """Forward takes 10 ms, backward 20 ms in the first and 40 ms in the second half of the run."""
+    steps = range(1, 1001)
+    history = {
+        "time/forward": [(step, 0.01) for step in steps],
+        "time/backward": [(step, 0.02 if step <= 500 else 0.04) for step in steps],
+        "time/gather": [(step, 0.0) for step in steps],
+    }
+    (axes,) = time_over_steps(history).axes
+    tops = [area.get_paths()[0].vertices[:, 1] for area in axes.collections]
+    assert [area.get_label() for area in axes.collections] == ["forward", "backward"]
+    assert tops[0].max() == pytest.approx(10)
+    assert tops[1].max() == pytest.approx(50)
+    assert 25 <= sorted(tops[1])[len(tops[1]) // 2] <= 50
+    assert len(np.unique(axes.collections[0].get_paths()[0].vertices[:, 0])) == 60
+
+
+def test_time_over_steps_of_few_steps_and_of_steps_that_lack_a_phase():
+    history = {"time/forward": [(1, 0.01), (2, 0.03), (3, 0.01)], "time/plan": [(2, 0.02)]}
+    (axes,) = time_over_steps(history).axes
+    plan, forward = (area.get_paths()[0].vertices for area in axes.collections)
+    assert set(map(tuple, plan.round(6).tolist())) >= {(1, 0), (2, 20), (3, 0)}
+    assert set(map(tuple, forward.round(6).tolist())) >= {(1, 10), (2, 50), (3, 10)}
 
 
 def test_time_split_shows_median_milliseconds_in_the_order_of_a_step():
