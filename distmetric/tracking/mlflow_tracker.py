@@ -1,7 +1,8 @@
-"""MLflow: the driver opens and ends the run, rank 0 logs into it; the only module that imports mlflow."""
+"""MLflow: the driver opens and ends the run, rank 0 logs into it; only this module and `registry` import mlflow."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import mlflow
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from distmetric.errors import ResourceError
@@ -23,8 +24,14 @@ from distmetric.tracking.tracker import History
 for _name in ("mlflow", "alembic"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
+# With a server MLflow would write to standard output, where results and nothing else belong.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
 _BATCH = 1000  # most metrics that one request may carry
 _MAX_PARAM = 6000
+_DIGEST = 12  # characters that pages have room for; at most 36
+_FIX = "check tracking.uri or set tracking=none"
+_NOTE, _ERROR, _RESUMED = "mlflow.note.content", "distmetric.error", "resumed"
 
 
 def tracking_uri(uri: str | None, output_dir: str) -> str:
@@ -43,6 +50,20 @@ def tracking_uri(uri: str | None, output_dir: str) -> str:
     folder = Path(output_dir).expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where an experiment in a database keeps its artifacts: beside it; None leaves it to the server."""
+    path = uri.removeprefix("sqlite:///")
+    return None if path == uri else (Path(path).absolute().parent / "artifacts").as_uri()
+
+
+def find_experiment(client: Any, name: str, artifact_root: str | None) -> str:
+    """Identity of an experiment, made if it is not there."""
+    found = client.get_experiment_by_name(name)
+    # Without the tag some versions of MLflow's pages take any experiment for one with language models.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(found.experiment_id if found else client.create_experiment(name, artifact_root, tags=kind))
 
 
 class MLflowRun:
@@ -82,28 +103,47 @@ class MLflowRun:
         """
         try:
             client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-            found = client.get_experiment_by_name(experiment)
-            experiment_id = (
-                found.experiment_id if found else client.create_experiment(experiment, artifact_root)
-            )
+            experiment_id = find_experiment(client, experiment, artifact_root)
             made = client.create_run(experiment_id, run_name=name, tags=dict(tags))
             pairs = [Param(key, _param(value)) for key, value in params.items()]
             for start in range(0, len(pairs), 100):
                 client.log_batch(made.info.run_id, params=pairs[start : start + 100])
         except MlflowException as error:
-            raise _unreachable(uri, error) from None
+            raise unreachable(uri, error) from None
         return cls(uri, made.info.run_id)
 
     def reopen(self) -> None:
-        """Mark a run that ended as running again.
+        """Mark a run that ended as running again: without the reason it ended for, and with how often it was resumed.
 
         Raises:
             ResourceError: If the server cannot be reached or does not know the run.
         """
         try:
+            tags = self._client.get_run(self.run_id).data.tags
             self._client.update_run(self.run_id, status="RUNNING")
+            self._client.set_tag(self.run_id, _RESUMED, str(int(tags.get(_RESUMED, "0")) + 1))
+            if _ERROR in tags:
+                self._client.delete_tag(self.run_id, _ERROR)
         except MlflowException as error:
-            raise _unreachable(self.uri, error) from None
+            raise unreachable(self.uri, error) from None
+
+    def describe(self, note: str) -> None:
+        """Set the Markdown text that the run's page begins with.
+
+        Raises:
+            ResourceError: If the server does not take it.
+        """
+        try:
+            self._client.set_tag(self.run_id, _NOTE, note)
+        except MlflowException as error:
+            raise unreachable(self.uri, error) from None
+
+    def log_dataset(self, name: str, digest: str, location: str) -> None:
+        """Say what data the run works on."""
+        data = Dataset(
+            name=name, digest=digest[:_DIGEST], source_type="local", source=json.dumps({"uri": location})
+        )
+        self._client.log_inputs(self.run_id, [DatasetInput(data, [])])
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"], tags: Mapping[str, str]) -> None:
         """End the run truthfully."""
@@ -114,17 +154,40 @@ class MLflowRun:
         """Attach a local file."""
         self._client.log_artifact(self.run_id, path)
 
+    def log_artifacts(self, folder: str, name: str) -> None:
+        """Attach the files of a local folder, as a folder of that name."""
+        self._client.log_artifacts(self.run_id, folder, name)
+
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Attach the whole configuration as config.json."""
         self._client.log_dict(self.run_id, dict(config), "config.json")
 
     def history(self) -> History:
-        """All measurements by metric name, in order of steps."""
-        names = self._client.get_run(self.run_id).data.metrics
-        return {
-            name: sorted((m.step, m.value) for m in self._client.get_metric_history(self.run_id, name))
-            for name in sorted(names)
-        }
+        """All measurements by metric name, in order of steps.
+
+        Raises:
+            ResourceError: If the server cannot be reached or does not know the run.
+        """
+        try:
+            names = self._client.get_run(self.run_id).data.metrics
+            return {
+                name: sorted((m.step, m.value) for m in self._client.get_metric_history(self.run_id, name))
+                for name in sorted(names)
+            }
+        except MlflowException as error:
+            raise unreachable(self.uri, error) from None
+
+    def status(self) -> tuple[str, str]:
+        """RUNNING, FINISHED, FAILED or KILLED, and the reason for the latter two as far as it is known.
+
+        Raises:
+            ResourceError: If the server cannot be reached or does not know the run.
+        """
+        try:
+            run = self._client.get_run(self.run_id)
+        except MlflowException as error:
+            raise unreachable(self.uri, error) from None
+        return run.info.status, run.data.tags.get(_ERROR, "")
 
 
 class MLflowTracker:
@@ -135,9 +198,10 @@ class MLflowTracker:
     Args:
         uri: Tracking URI.
         run_id: The run.
+        system_metrics: Whether to log the load of this machine too, every ten seconds, as "system/...".
     """
 
-    def __init__(self, uri: str, run_id: str) -> None:
+    def __init__(self, uri: str, run_id: str, system_metrics: bool = False) -> None:
         run = MLflowRun(uri, run_id)
         self._client, self._run_id = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri), run_id
         self._logged = {name: points[-1][0] for name, points in run.history().items()}
@@ -145,6 +209,7 @@ class MLflowTracker:
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
         self._thread.start()
+        self._system = _start_monitor(uri, run_id) if system_metrics else None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Tracker.log`."""
@@ -171,6 +236,8 @@ class MLflowTracker:
 
     def close(self) -> None:
         """See `Tracker.close`."""
+        if self._system is not None:
+            self._system.finish()
         self._queue.put(None)
         self._thread.join(timeout=60)
 
@@ -196,11 +263,21 @@ class MLflowTracker:
         self._queue.task_done()
 
 
+def _start_monitor(uri: str, run_id: str) -> Any:
+    # psutil, which this imports, is no requirement of MLflow.
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=uri)
+    monitor.start()
+    return monitor
+
+
 def _param(value: Any) -> str:
     text = "null" if value is None else str(value)
     return text if len(text) <= _MAX_PARAM else f"{text[: _MAX_PARAM - 3]}..."
 
 
-def _unreachable(uri: str, error: Exception) -> ResourceError:
+def unreachable(uri: str, error: Exception, fix: str = _FIX) -> ResourceError:
+    """One line for a server that does not do what was asked."""
     reason = " ".join(str(error).split())[:300]
-    return ResourceError(f"MLflow at {uri} cannot be used: {reason}; check tracking.uri or set tracking=none")
+    return ResourceError(f"MLflow at {uri} cannot be used: {reason}; {fix}")

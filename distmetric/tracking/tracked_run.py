@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distmetric.tracking.tracker import History, NullTracker, Tracker
 
@@ -46,7 +48,7 @@ class TrackedRun:
             output_dir: Where the outputs go, and the artifacts too where tracking is a local database.
             name: Name of the run.
             params: Dotted keys and values of the configuration.
-            tags: What else to know of the run; the commit is added.
+            tags: What else to know of the run; the commit, the command and the user are added.
 
         Raises:
             ResourceError: If the tracking server cannot be used.
@@ -56,7 +58,7 @@ class TrackedRun:
         uri = tracking_uri(uri, output_dir)
         local = uri.startswith("sqlite:") and "://" not in output_dir
         artifacts = (Path(output_dir).expanduser().absolute() / "artifacts").as_uri() if local else None
-        tags = {**tags, "mlflow.source.git.commit": git_revision()}
+        tags = {**_origin(), **tags}
         return cls(uri, MLflowRun.create(uri, experiment, name, params, tags, artifacts).run_id)
 
     @contextmanager
@@ -73,6 +75,11 @@ class TrackedRun:
         if self._run is not None:
             self._run.finish("FINISHED", {})
 
+    def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str = "") -> None:
+        """End the run as it has ended, where the process that ran it cannot say so."""
+        if self._run is not None:
+            self._run.finish(status, {"distmetric.error": reason[:5000]} if reason else {})
+
     def reopen(self) -> None:
         """Mark the run as running again."""
         if self._run is not None:
@@ -86,6 +93,16 @@ class TrackedRun:
 
         return MLflowTracker(self.uri, self.run_id)
 
+    def describe(self, note: str) -> None:
+        """Set the Markdown text that the run's page begins with."""
+        if self._run is not None:
+            self._run.describe(note)
+
+    def log_dataset(self, name: str, digest: str, location: str) -> None:
+        """Say what data the run works on."""
+        if self._run is not None:
+            self._run.log_dataset(name, digest, location)
+
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Attach the configuration."""
         if self._run is not None:
@@ -96,9 +113,30 @@ class TrackedRun:
         if self._run is not None:
             self._run.log_artifact(path)
 
+    def log_artifacts(self, folder: str, name: str) -> None:
+        """Attach the files of a local folder, as a folder of that name."""
+        if self._run is not None:
+            self._run.log_artifacts(folder, name)
+
     def history(self) -> History:
         """All measurements so far."""
         return {} if self._run is None else self._run.history()
+
+    def status(self) -> tuple[str, str]:
+        """RUNNING, FINISHED, FAILED or KILLED and the reason of a failure; empty texts for an untracked run."""
+        return ("", "") if self._run is None else self._run.status()
+
+
+def _origin() -> dict[str, str]:
+    """Where a run comes from, under the names that MLflow's own pages show."""
+    tags = {
+        "mlflow.source.git.commit": git_revision(),
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "LOCAL",
+    }
+    with suppress(OSError, KeyError, ImportError):  # of a user without a name, as in many containers
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def git_revision() -> str:
