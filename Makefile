@@ -37,7 +37,10 @@ format: $(STAMP) ## format the code and mend what the linter can
 
 ui: $(STAMP) ## MLflow on this machine for the runs in outputs/; PORT=5000
 	@test -f outputs/mlflow.db || { echo "error: no runs in outputs/ yet: make quickstart makes one" >&2; exit 2; }
-	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui \
+	@$(BIN)/python -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+	    { echo "error: PORT=$(PORT) is taken: choose another one" >&2; exit 2; }
+	@echo "in some seconds: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
+	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore $(BIN)/mlflow ui \
 	    --backend-store-uri 'sqlite:///$(CURDIR)/outputs/mlflow.db' --host 127.0.0.1 --port $(PORT) --workers 1
 
 clean: ## remove .venv and caches; outputs/ stays

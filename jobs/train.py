@@ -29,7 +29,7 @@ def main(overrides: list[str]) -> dict[str, Any]:
 
     result = fit(config)
     if result.tracking_uri:
-        print(f"MLflow:  mlflow ui --backend-store-uri {result.tracking_uri}", file=sys.stderr)
+        print(f"MLflow:  {result.where_to_look()}", file=sys.stderr)
     if result.report:
         print(f"report:  {result.report}", file=sys.stderr)
     return result.to_dict()

@@ -18,9 +18,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from distmetric.config.compose import compose, groups
+from distmetric.config.compose import compose, groups, groups_of
 from distmetric.config.decode import leaves
-from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob, MineJob
+from distmetric.config.jobs import (
+    BenchmarkJob,
+    EmbedJob,
+    EvaluateJob,
+    ExportJob,
+    IngestJob,
+    MineJob,
+    ReportJob,
+    SearchJob,
+    TuneJob,
+)
 from distmetric.config.schema import Config
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -32,9 +42,12 @@ NEEDED = {
     "data=catalog": ["data.path"],
     "model=custom": ["model.target"],
     "ingest": ["source", "out"],
-    "evaluate": ["checkpoint"],
     "embed": ["checkpoint", "source", "out"],
+    "export": ["checkpoint"],
     "mine": ["embeddings", "out"],
+    "report": ["runs"],
+    "search": ["gallery", "queries", "out"],
+    "tune": ["space"],
 }
 
 
@@ -43,7 +56,11 @@ JOBS = {
     "evaluate": EvaluateJob,
     "embed": EmbedJob,
     "benchmark": BenchmarkJob,
+    "export": ExportJob,
     "mine": MineJob,
+    "report": ReportJob,
+    "search": SearchJob,
+    "tune": TuneJob,
 }
 
 
@@ -54,7 +71,11 @@ def table() -> str:
     for job, schema in JOBS.items():
         values = compose(job, _needed(job))
         lines += ["", f"| setting of `jobs/{job}.py` | default | meaning |", "|---|---|---|"]
-        lines += [_job_row(key, value, doc) for key, value, doc in _leaves(schema, values, "")]
+        lines += [
+            row
+            for leaf in _leaves(schema, values, "")
+            for row in _job_rows(job, get_type_hints(schema), *leaf)
+        ]
     return "\n".join(lines)
 
 
@@ -80,12 +101,12 @@ def _section(name: str) -> list[str]:
     return [title, *_merged(name, schema, choices)]
 
 
-def _merged(group: str, schema: Any, choices: list[str]) -> Iterator[str]:
+def _merged(group: str, schema: Any, choices: list[str], file: str = "config") -> Iterator[str]:
     """One row per key of a group; what differs between its choices is named with the choices it holds for."""
     defaults: dict[str, dict[str, list[str]]] = {}
     docs: dict[str, dict[str, list[str]]] = {}
     for choice in choices:
-        values = _chosen(group, choice)[group]
+        values = _chosen(group, choice, file)[group]
         for key, value, doc in _leaves(_variant(schema, values.get("name")), values, f"{group}."):
             if key != f"{group}.name":
                 defaults.setdefault(key, {}).setdefault(_shown(value), []).append(choice)
@@ -102,9 +123,9 @@ def _merged(group: str, schema: Any, choices: list[str]) -> Iterator[str]:
         yield _row(key, "; ".join(cells), " ".join(meaning))
 
 
-def _choices(group: str) -> list[str]:
-    """Of a group, that of conf/config.yaml first."""
-    text = (README.parent / "conf" / "config.yaml").read_text(encoding="utf-8")
+def _choices(group: str, file: str = "config") -> list[str]:
+    """Of a group, that of the file of conf/ first."""
+    text = (README.parent / "conf" / f"{file}.yaml").read_text(encoding="utf-8")
     first = text.partition(f"- {group}: ")[2].split()[0]
     return [first, *(choice for choice in groups()[group] if choice != first)]
 
@@ -115,8 +136,8 @@ def _defaults() -> dict[str, Any]:
 
 
 @cache
-def _chosen(group: str, choice: str) -> dict[str, Any]:
-    return compose("config", [f"{group}={choice}", *_needed(f"{group}={choice}")])
+def _chosen(group: str, choice: str, file: str = "config") -> dict[str, Any]:
+    return compose(file, [f"{group}={choice}", *_needed(f"{group}={choice}"), *_needed(file)])
 
 
 def _elsewhere(group: str, choice: str) -> str:
@@ -208,12 +229,15 @@ def _shown(value: Any) -> str:
     return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
-def _job_row(key: str, value: Any, doc: str) -> str:
-    """A setting of a job, or one of the groups of jobs/train.py, whose settings are listed there."""
+def _job_rows(job: str, hints: dict[str, Any], key: str, value: Any, doc: str) -> list[str]:
+    """A setting of a job, or a group; the settings of those that jobs/train.py has, too, are listed there."""
     if key not in groups():
-        return _row(key, _shown(value), doc)
-    choices = _choices(key)
-    return f"| **`{key}=`** {_escaped(' | '.join(choices))} | `{choices[0]}` | {_escaped(doc)} |"
+        return [_row(key, _shown(value), doc)]
+    own = key not in groups_of("config")
+    choices = _choices(key, job if own else "config")
+    meaning = f"{_escaped(doc)} {_sentences(hints[key])}" if own else _escaped(doc)
+    title = f"| **`{key}=`** {_escaped(' | '.join(choices))} | `{choices[0]}` | {meaning} |"
+    return [title, *(_merged(key, hints[key], choices, job) if own else ())]
 
 
 def _row(key: str, default: str, doc: str) -> str:

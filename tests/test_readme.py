@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 import readme_table
+from distmetric import __version__
 from distmetric.cluster.run_folder import load_resumable
 from distmetric.config.compose import compose, resume
 from distmetric.config.decode import decode
@@ -30,6 +32,7 @@ from distmetric.data.catalog import Catalog
 from distmetric.distributed.replica import Replica
 from distmetric.tracking.tracker import NullTracker
 from distmetric.training.loop import TrainResult, train
+from distmetric.training.run_folder import RunFolder
 from distmetric.training.worker import Worker
 from runs import CPU
 
@@ -115,7 +118,11 @@ def train_here(values: dict, run_dir: Path) -> TrainResult:
 
 def trains(workspace: Path, command: str) -> None:
     overrides = [*shlex.split(command)[2:], *TINY, "model.widths=[8,8]", "model.blocks_per_stage=[1,1]"]
-    assert train_here(compose("config", overrides), workspace / "photos-run").step == 4
+    values = compose("config", overrides)
+    folder = workspace / "outputs" / values["name"]
+    # As `fit` leaves it, for the jobs that read runs.
+    RunFolder(str(folder), values["name"], values, "of photos", __version__).write()
+    assert train_here(values, folder).step == 4
 
 
 def resumes(workspace: Path, command: str, steps: int = 4) -> None:
@@ -157,6 +164,8 @@ def left_what_the_readme_lists(workspace: Path, result: dict) -> bool:
 CLUSTER = checked_by("tests/cluster/test_cluster_yaml.py::test_the_launcher_accepts_it")
 SUBMIT = checked_by("tests/end_to_end/test_job_submit.py::test_a_submitted_job_trains_and_its_run_is_tracked")
 
+TUNE = checked_by("tests/end_to_end/test_tune.py::test_a_search_stops_what_is_behind_and_repeats_nothing")
+
 CHECKS: dict[str, Check] = {
     "make quickstart": makes(".venv/bin/python jobs/train.py experiment=quickstart"),
     "make test": makes(".venv/bin/python -m pytest"),
@@ -176,7 +185,7 @@ CHECKS: dict[str, Check] = {
     "python jobs/embed.py checkpoint=outputs/omniglot source=omniglot.arrow split=test out=embeddings.parquet": gives(
         lambda workspace, result: (
             pq.read_table(workspace / "embeddings.parquet").column_names
-            == ["id", "path", "label_name", "embedding"]
+            == ["id", "path", "label_name", "group", "embedding"]
         )
     ),
     "python jobs/train.py resume=outputs/omniglot": resumes,
@@ -187,7 +196,57 @@ CHECKS: dict[str, Check] = {
         )
     ),
     "python jobs/train.py data=catalog data.path=photos.arrow model=resnet model.channels=3 model.image_size=64 "
-    "model.stem_stride=2 augment=photo sampler.classes_per_batch=16 loss=lifted_structure": trains,
+    "model.stem_stride=2 augment=photo sampler.classes_per_batch=16 loss=lifted_structure name=photos": trains,
+    "python jobs/search.py checkpoint=outputs/photos gallery=photos queries=photo.png out=found": gives(
+        lambda workspace, result: (
+            len(result["neighbors"]) == 10 and (workspace / "found" / "search.html").is_file()
+        )
+    ),
+    "python jobs/search.py checkpoint=outputs/photos gallery=photos queries=photo.png out=found "
+    "saved_index=photos.index": gives(lambda workspace, _: (workspace / "photos.index").is_dir()),
+    "python jobs/search.py checkpoint=outputs/photos gallery=photos.index queries=photos/kind1 out=found k=20 "
+    "backend=torch": gives(lambda _, result: result["queries"] == 4),
+    "python jobs/search.py gallery=embeddings.parquet queries=embeddings.parquet out=found "
+    "rerank=k_reciprocal": gives(lambda _, result: result["queries"] == 24),
+    "python jobs/report.py 'runs=[outputs/omniglot]'": gives(
+        lambda workspace, _: (workspace / "outputs" / "omniglot" / "report.html").is_file()
+    ),
+    "python jobs/report.py 'runs=[outputs/omniglot,outputs/photos]' out=comparison.html": gives(
+        lambda workspace, _: (workspace / "comparison.html").is_file()
+    ),
+    "python jobs/evaluate.py 'checkpoint=[outputs/a,outputs/b]' data.path=omniglot.arrow data.split=test "
+    "out=comparison.json": checked_by(
+        "tests/inference/test_evaluate.py::test_several_checkpoints_stand_side_by_side"
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/omniglot query=photos gallery=photos.arrow "
+    "'protocol.ks=[1,10,100]'": gives(lambda _, result: "recall_at_100" in result["metrics"]),
+    "python jobs/evaluate.py embeddings=embeddings.parquet protocol.rerank=k_reciprocal": gives(
+        lambda _, result: 0 <= result["metrics"]["recall_at_1"] <= 1
+    ),
+    "python jobs/evaluate.py embeddings=embeddings.parquet protocol.whole_ranking=true": gives(
+        lambda _, result: 0 <= result["metrics"]["mean_average_precision"] <= 1
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/omniglot protocol=verification": gives(
+        lambda _, result: 0 <= result["metrics"]["equal_error_rate"] <= 1
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/omniglot protocol=episodes protocol.ways=20 "
+    "protocol.within_groups=true": gives(
+        lambda _, result: 0 <= result["metrics"]["accuracy"] <= 1, "protocol.ways=3"
+    ),
+    "python jobs/embed.py checkpoint=outputs/omniglot source=omniglot.arrow out=all.arrow workers=2 "
+    "part_rows=1000": checked_by(
+        "tests/cluster/test_embed.py::test_two_workers_of_which_one_is_killed_write_what_one_process_writes"
+    ),
+    "python jobs/tune.py 'train={experiment: quickstart, train.steps: 200}' num_trials=8 "
+    "'space={optim.lr: {low: 1e-3, high: 1e-2, log: true}, loss.margin: [0.1, 0.2]}'": TUNE,
+    "python jobs/tune.py space=space.yaml train=train.yaml num_trials=50 scheduler=asha name=margins": TUNE,
+    "python jobs/tune.py resume=outputs/margins": TUNE,
+    "python jobs/export.py checkpoint=outputs/omniglot out=exported": gives(
+        lambda workspace, _: (workspace / "exported" / "model.onnx").is_file()
+    ),
+    "python jobs/export.py checkpoint=outputs/omniglot 'formats=[mlflow]' register=omniglot alias=best": gives(
+        lambda _, result: result["registered"]["version"] == 1
+    ),
     "python jobs/train.py --help": runs(),
     "python jobs/train.py experiment=quickstart sampler=hard_neighbors": checked_by(
         "tests/end_to_end/test_hard_neighbors.py::"
@@ -251,7 +310,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder like a checkout, with the inputs that the README talks about, only smaller."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "jobs").symlink_to(REPOSITORY / "jobs")
-    (folder / "my_loop.py").write_text(blocks("python")[1], encoding="utf-8")
+    (folder / "my_loop.py").write_text(block("init_process_group"), encoding="utf-8")
     for number, alphabets in enumerate((("Greek", "Latin", "Sanskrit"), ("Greek", "Korean", "Tagalog")), 1):
         with zipfile.ZipFile(folder / f"images_background_small{number}.zip", "w") as archive:
             for alphabet in alphabets:
@@ -263,6 +322,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "photos" / f"kind{kind}").mkdir(parents=True)
         for shot in range(4):
             (folder / "photos" / f"kind{kind}" / f"{shot}.png").write_bytes(picture(f"{kind}", shot, "RGB"))
+    (folder / "photo.png").write_bytes(picture("7", 9, "RGB"))
     return folder
 
 
@@ -290,15 +350,41 @@ def test_every_check_has_its_command() -> None:
     assert set(CHECKS) == set(commands())
 
 
-def test_all_python_blocks_are_run() -> None:
-    """The second, a training loop, is run as `my_loop.py`; the first makes losses, the third searches."""
-    made, loop, searched = blocks("python")
-    assert "init_process_group" in loop
-    names: dict[str, object] = {}
-    exec(made, names)
-    assert names["criterion"]
-    exec(searched, names)
-    assert names["found"].ids.shape == (5, 10)
+def block(text: str) -> str:
+    """The one Python block that has this text."""
+    (found,) = (each for each in blocks("python") if text in each)
+    return found
+
+
+def names_of(text: str) -> dict[str, Any]:
+    """What a Python block leaves when it is run."""
+    names: dict[str, Any] = {}
+    exec(block(text), names)
+    return names
+
+
+PYTHON: dict[str, Callable[[dict[str, Any]], object]] = {
+    "MultiSimilarityLoss": lambda names: names["criterion"],
+    "CheckpointEmbedder": lambda names: names["embeddings"].shape == (80, 8),
+    "survey_pairs": lambda names: names["survey"].calibration.far <= 1e-3,
+    "load_exported": lambda names: names["embedder"].embedding_dim == 8,
+    "load_model": lambda names: names["embeddings"].shape == (1, 8),
+    "ClassBallIndex": lambda names: names["found"].ids.shape == (5, 10),
+}
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_python_does_what_it_says(text: str, workspace: Path, monkeypatch) -> None:
+    """After the commands, whose files some of it reads."""
+    monkeypatch.chdir(workspace)
+    assert PYTHON[text](names_of(text))
+
+
+def test_all_python_is_run() -> None:
+    """The training loop is run as `my_loop.py`."""
+    assert all(
+        sum(text in each for text in (*PYTHON, "init_process_group")) == 1 for each in blocks("python")
+    )
 
 
 def test_blocks_have_a_language() -> None:

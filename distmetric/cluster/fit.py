@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,11 +17,12 @@ from distmetric.cluster.index_messages import IndexHandles
 from distmetric.cluster.index_start import start_index, stop_index
 from distmetric.cluster.progress_board import shown_progress
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
-from distmetric.cluster.tracked import open_tracking
+from distmetric.cluster.tracked import close_tracking, open_tracking
 from distmetric.cluster.worker import train_worker
 from distmetric.config.decode import decode
 from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, TrainerConfig
 from distmetric.config.validate import validate
+from distmetric.inference.origin import command_line, environment
 from distmetric.inference.run_report import write_report
 from distmetric.locations import absolute
 from distmetric.progress import Progress
@@ -43,6 +45,7 @@ class FitResult:
         seconds: Time of the last uninterrupted stretch of training, evaluation included.
         metrics: Evaluation of the best checkpoint.
         report: Path of report.html, or None.
+        registered: URI of the best checkpoint in MLflow's model registry, or None.
     """
 
     name: str
@@ -54,13 +57,19 @@ class FitResult:
     seconds: float
     metrics: dict[str, float]
     report: str | None = None
+    registered: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain containers, for one line of JSON."""
         return asdict(self)
 
+    def where_to_look(self) -> str:
+        """The address of the tracking server, or the command that starts one for a database."""
+        uri = self.tracking_uri or ""
+        return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
-def fit(config: Config) -> FitResult:
+
+def fit(config: Config, tags: Mapping[str, str] | None = None) -> FitResult:
     """Train on Ray workers until the last step, and report.
 
     Everything that can be checked is checked before anything is started. Workers that die are replaced, up to
@@ -69,6 +78,7 @@ def fit(config: Config) -> FitResult:
 
     Args:
         config: The whole run.
+        tags: Of the tracked run, beside its own; for a new run only.
 
     Returns:
         What the run left.
@@ -76,23 +86,36 @@ def fit(config: Config) -> FitResult:
     Raises:
         UserError: With one line that names the fix; the tracked run is marked as failed.
     """
+    config, fingerprint = checked(config)
+    with ray_session(config.trainer):
+        folder, tracked = _open_run(config, fingerprint, tags or {})
+        with tracked.watch():
+            outcome = _train(config, folder)
+            result = FitResult(folder.name, folder.location, folder.run_id, folder.tracking_uri, **outcome)
+    if config.report:
+        result = replace(result, report=write_report(config, result.run_dir, result.checkpoint, tracked))
+    return replace(result, registered=close_tracking(config, tracked, result.to_dict()))
+
+
+def checked(config: Config) -> tuple[Config, str]:
+    """Check what can be checked before anything is started.
+
+    Returns:
+        The configuration with absolute paths, and the fingerprint of its data.
+
+    Raises:
+        UserError: For the first thing that is wrong with the settings, or with the data for them.
+    """
     config = _with_absolute_paths(config)
     validate(config)
     catalog = open_data(config.data)
     build_sampler(config, catalog)
     known_attributes(config, catalog)
     catalog.rows(config.data.test_split)
-    with ray_session(config.trainer):
-        folder, tracked = _open_run(config, catalog.fingerprint)
-        with tracked.watch():
-            outcome = _train(config, folder)
-            result = FitResult(folder.name, folder.location, folder.run_id, folder.tracking_uri, **outcome)
-    if config.report:
-        result = replace(result, report=write_report(config, result.run_dir, result.checkpoint, tracked))
-    return result
+    return config, catalog.fingerprint
 
 
-def _open_run(config: Config, fingerprint: str) -> tuple[RunFolder, TrackedRun]:
+def _open_run(config: Config, fingerprint: str, tags: Mapping[str, str]) -> tuple[RunFolder, TrackedRun]:
     if config.resume is not None:
         folder = read_run(config.resume)
         if folder.fingerprint != fingerprint:
@@ -102,8 +125,12 @@ def _open_run(config: Config, fingerprint: str) -> tuple[RunFolder, TrackedRun]:
             )
         return folder, open_tracking(config, folder)
     name, location = new_run_location(config)
-    folder = RunFolder(location, name, config_dict(config), fingerprint, __version__)
-    tracked = open_tracking(config, folder)
+    folder = RunFolder(
+        *(location, name, config_dict(config), fingerprint, __version__),
+        command=command_line(),
+        environment=environment(),
+    )
+    tracked = open_tracking(config, folder, tags)
     folder = replace(folder, tracking_uri=tracked.uri, run_id=tracked.run_id)
     folder.write()
     return folder, tracked

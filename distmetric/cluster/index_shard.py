@@ -291,11 +291,11 @@ def usable_search(search: SearchConfig, num_gpus: float) -> SearchConfig:
         search = replace(search, device="cpu")
     elif search.device == "auto" and num_gpus == 0:
         search = replace(search, device="cpu")
-    if search.library == "faiss" and importlib.util.find_spec("faiss") is None:
+    if search.backend == "faiss" and importlib.util.find_spec("faiss") is None:
         log.warning(
-            "index.search.library=faiss but FAISS is not installed where the index actor runs: torch searches"
+            "index.search.backend=faiss but FAISS is not installed where the index actor runs: torch searches"
         )
-        search = replace(search, library="torch", kind="flat")
+        search = replace(search, backend="torch", kind="flat")
     return search
 
 

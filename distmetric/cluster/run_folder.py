@@ -1,68 +1,28 @@
-"""The folder of a run: what is written there before training starts, so that it can be resumed from nothing else."""
+"""Where a new run goes, what it is called, and how one is resumed."""
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyarrow import fs
 
-from distmetric.config.schema import Config
+from distmetric.config.schema import CatalogDataConfig, Config
 from distmetric.errors import InputError
 from distmetric.locations import absolute, open_location
+from distmetric.training.run_folder import RUN_FILE, RunFolder, read_run
 
-_RUN_FILE = "run.json"
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """What `run.json` in a run's folder says.
-
-    Args:
-        location: The folder, an absolute path or a URI.
-        name: Name of the run.
-        config: The configuration it was started with, resolved, as plain containers.
-        fingerprint: Of the data it trains on.
-        version: The distmetric that started it.
-        tracking_uri: Where it is tracked, or None.
-        run_id: Its identity there, or None.
-    """
-
-    location: str
-    name: str
-    config: dict[str, Any]
-    fingerprint: str
-    version: str
-    tracking_uri: str | None = None
-    run_id: str | None = None
-
-    def write(self) -> None:
-        """Write `run.json`, making the folder."""
-        filesystem, path = open_location(self.location)
-        filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(f"{path}/{_RUN_FILE}") as stream:
-            stream.write(json.dumps(asdict(self), indent=1).encode())
+__all__ = ["RunFolder", "data_name", "load_resumable", "new_run_location", "read_run"]
 
 
-def read_run(location: str) -> RunFolder:
-    """Read a run's folder.
-
-    Raises:
-        InputError: If it is not the folder of a run.
-    """
-    filesystem, path = open_location(location)
-    if filesystem.get_file_info(f"{path}/{_RUN_FILE}").type != fs.FileType.File:
-        raise InputError(f"resume={location} is not the folder of a run: it has no {_RUN_FILE}")
-    with filesystem.open_input_stream(f"{path}/{_RUN_FILE}") as stream:
-        try:
-            content = json.loads(stream.read())
-            return RunFolder(**{**content, "location": absolute(location)})
-        except (ValueError, TypeError):
-            raise InputError(f"{location}/{_RUN_FILE} is damaged: start a new run") from None
+def data_name(config: Config) -> str:
+    """What the data of a run are called: a catalog by its file."""
+    if not isinstance(config.data, CatalogDataConfig):
+        return config.data.name
+    stem = config.data.path.rstrip("/").rpartition("/")[2].removesuffix(".arrow")
+    return re.sub(r"[^\w.+=-]+", "_", stem).lstrip(".+=-")[:40] or config.data.name
 
 
 def new_run_location(config: Config) -> tuple[str, str]:
@@ -71,18 +31,22 @@ def new_run_location(config: Config) -> tuple[str, str]:
     Raises:
         InputError: If `config.name` is taken or cannot name a folder.
     """
-    name = config.name or "-".join(
-        [config.data.name, config.loss.name, time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)]
-    )
+    name = config.name or "-".join([*_kinds(config), time.strftime("%Y%m%d-%H%M%S"), secrets.token_hex(2)])
     if not re.fullmatch(r"[\w][\w.+=-]*", name):
         raise InputError(f"name={name!r} cannot name a folder: use letters, digits and . _ + = -")
     location = f"{absolute(config.output_dir)}/{name}"
     filesystem, path = open_location(location)
-    if filesystem.get_file_info(f"{path}/{_RUN_FILE}").type != fs.FileType.NotFound:
+    if filesystem.get_file_info(f"{path}/{RUN_FILE}").type != fs.FileType.NotFound:
         raise InputError(
             f"name={name} is taken: choose another name, or continue that run with resume={location}"
         )
     return name, location
+
+
+def _kinds(config: Config) -> list[str]:
+    """Data, loss and, where it is not random batches, sampler."""
+    sampler = [] if config.sampler.name == "pk" else [config.sampler.name]
+    return [data_name(config), config.loss.name, *sampler]
 
 
 def load_resumable(location: str) -> dict[str, Any]:

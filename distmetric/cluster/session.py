@@ -66,7 +66,7 @@ def ray_session(trainer: TrainerConfig) -> Iterator[None]:
         except (ConnectionError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ResourceError(
-                f"the Ray cluster at {address} cannot be joined ({reason}): check trainer.address and RAY_AUTH_MODE"
+                f"the Ray cluster at {address} cannot be joined ({reason}): check its address and RAY_AUTH_MODE"
             ) from None
     else:
         check_local(trainer)

@@ -66,4 +66,5 @@ def _tracker(payload: dict[str, Any]) -> Tracker:
         return NullTracker()
     from distmetric.tracking.mlflow_tracker import MLflowTracker
 
-    return MLflowTracker(payload["tracking_uri"], payload["run_id"])
+    system_metrics = payload["config"]["tracking"].get("system_metrics", False)
+    return MLflowTracker(payload["tracking_uri"], payload["run_id"], system_metrics)

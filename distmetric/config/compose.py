@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -56,7 +56,7 @@ def compose(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
 # What may differ between the stretches of one run: where and how it is computed, not what.
 _RESUMABLE = (
     *("trainer.", "eval.", "checkpoint.", "index.", "train.steps", "train.log_every"),
-    *("data.path", "data.cache_dir", "data.memory_limit_gib", "report"),
+    *("data.path", "data.cache_dir", "data.memory_limit_gib", "tracking.register", "report", "concurrent"),
 )
 
 
@@ -76,7 +76,7 @@ def resume(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
         key = str(parsed.key_or_group)
         if key == "resume":
             continue
-        if key in groups() or (key in known and not key.startswith(_RESUMABLE)):
+        if key in groups_of("config") or (key in known and not key.startswith(_RESUMABLE)):
             raise ConfigError(
                 f"{parsed.input_line} would make it another run: resume without it, or start a new run"
             )
@@ -93,6 +93,31 @@ def value_of(key: str, overrides: Sequence[str]) -> Any:
     """The value that the overrides give a key; None where they do not."""
     given = [parsed.value() for parsed in _parse(overrides) if parsed.key_or_group == key]
     return given[-1] if given else None
+
+
+def to_override(key: str, value: Any) -> str:
+    """The text that sets a key to a value on the command line of a job."""
+    return f"{key}={_override_value(value)}"
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Read a mapping from a YAML file.
+
+    Raises:
+        ConfigError: If the file is not there, or something else.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error.strerror}): give a YAML file, or the settings"
+        ) from None
+    except Exception as error:  # of the YAML parser, or of OmegaConf
+        raise ConfigError(f"{path} is not a YAML file of settings: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a YAML file of settings: it must have keys and values")
+    return {str(key): value for key, value in values.items()}
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -164,6 +189,21 @@ def _explain(config_name: str, parsed: Sequence[Override], error: Exception) -> 
         if group in groups():
             return _no_choice(group, choice)
     return _one_line(error)
+
+
+def _override_value(value: Any) -> str:
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and isinstance(
+            value_of("a", [f"a={value}"]), str
+        )
+        return value if plain else QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_override_value(each)}' for key, each in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_override_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from distmetric.data.catalog_format import Integers, all_different, read_batch
 from distmetric.data.splits import SPLITS
@@ -147,6 +148,24 @@ class Catalog:
             known = ", ".join(self.attribute_names) or "it has none"
             raise InputError(f"{self.path}: no attribute is called {name!r}; choose one of: {known}")
         return self._strings(self._batch.column("attributes").field(name))
+
+    def values(self, name: str, rows: Integers) -> list[Any]:
+        """One column of some rows, without reading it for all of them.
+
+        Args:
+            name: "group", "camera", or "attribute." and one of `attribute_names`.
+            rows: int64 (R,) row numbers.
+
+        Returns:
+            R values: str, int (-1 where unknown), or str and None where the row does not say.
+        """
+        if name.startswith("attribute."):
+            column = self._batch.column("attributes").field(name.removeprefix("attribute."))
+        else:
+            column = self._batch.column(name)
+        taken = column.take(pa.array(rows, pa.int64()))
+        values: list[Any] = (taken.fill_null(-1) if name == "camera" else taken).to_pylist()
+        return values
 
     def image_bytes(self, row: int) -> memoryview:
         """The encoded image of a row, as a view of the mapped file that costs no copy.

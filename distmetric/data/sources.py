@@ -10,46 +10,16 @@ from functools import cached_property
 
 from distmetric.data.decode import BadImageError
 from distmetric.data.items import NO_FOLDER, Item, Labels
-from distmetric.data.locations import IMAGE_SUFFIXES, Place, is_hidden, locate
+from distmetric.data.locations import Place, locate
 from distmetric.data.manifest import read_manifest
 from distmetric.data.parquet import ParquetSource
 from distmetric.data.tally import Tally
-from distmetric.data.trees import Entry, Tree, open_tree
+from distmetric.data.trees import Entry, Tree, common_root, is_image, open_tree
 from distmetric.errors import InputError
 
 MAX_IMAGE_BYTES = 64 << 20
 # A source that was counted stays open, and a process may have only so many open files.
 _MOST_COUNTED = 64
-
-
-def iterate_images(
-    source: str, max_image_bytes: int = MAX_IMAGE_BYTES, bad: list[tuple[str, str]] | None = None
-) -> Iterator[tuple[str, str, bytes]]:
-    """Read the images of a folder or zip file one by one, in sorted order and without decoding them.
-
-    Args:
-        source: Image folder or zip file; a local path or any URI that `pyarrow.fs` opens.
-        max_image_bytes: Most bytes of one image file, counted while unpacking.
-        bad: Gets (path, reason) of every image that cannot be read; None stops at the first one instead.
-
-    Yields:
-        Path within the source (less a single folder at the top that holds everything), class name ("" for an
-        image that is in no folder), encoded image.
-
-    Raises:
-        InputError: The source cannot be read, or an image cannot and `bad` is None.
-    """
-    tally = Tally(stop_at_bad=bad is None)
-    place = locate(source)
-    if place.kind == "parquet":
-        raise InputError(f"{place.shown}: holds Parquet; name a folder of images or a zip file")
-    for item in _TreeSource(place, None, max_image_bytes).items(tally):
-        if item.problem is None or item.problem.reason == NO_FOLDER:
-            yield item.path, item.class_name, item.data
-        else:
-            tally.reject(item.origin, item.problem)
-            if bad is not None:
-                bad.append(tally.bad[-1])
 
 
 class Sources:
@@ -144,7 +114,7 @@ class _TreeSource:
     def items(self, tally: Tally) -> Iterator[Item]:
         tally.ignored += len(self._tree.entries) - len(self._chosen)
         names = [entry.name for entry in self._chosen if entry.safe]
-        root = "" if self._rows is not None else _common_root(names)
+        root = "" if self._rows is not None else common_root(names)
         for name, safe, handle in self._chosen:
             path = name.removeprefix(root) if safe else name
             labels = Labels(posixpath.dirname(path))
@@ -163,13 +133,4 @@ class _TreeSource:
 
 
 def _is_wanted(name: str, rows: Mapping[str, Labels] | None) -> bool:
-    if rows is not None:
-        return name in rows
-    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
-
-
-def _common_root(names: Sequence[str]) -> str:
-    """The folder, with its slash, that holds all names and still has a folder above each of them."""
-    root = names[0].partition("/")[0] + "/" if names else ""
-    inside = all(name.startswith(root) and "/" in name[len(root) :] for name in names)
-    return root if inside else ""
+    return is_image(name) if rows is None else name in rows

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow.fs as pafs
 
 from distmetric.data.decode import BadImageError
-from distmetric.data.locations import Place, clean_name, first_line, readable
+from distmetric.data.locations import (
+    IMAGE_SUFFIXES,
+    Place,
+    clean_name,
+    first_line,
+    is_hidden,
+    readable,
+)
 from distmetric.errors import InputError
 
 
@@ -57,6 +65,18 @@ def open_tree(place: Place) -> Tree:
         InputError: The zip file is damaged, or names its members in no known encoding.
     """
     return _Zip(place) if place.kind == "zip" else _Folder(place)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is to be read as an image, by its name."""
+    return posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def common_root(names: Sequence[str]) -> str:
+    """The folder, with its slash, that holds all names and still has a folder above each of them."""
+    root = names[0].partition("/")[0] + "/" if names else ""
+    inside = all(name.startswith(root) and "/" in name[len(root) :] for name in names)
+    return root if inside else ""
 
 
 class _Folder:

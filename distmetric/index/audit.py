@@ -67,6 +67,23 @@ class NearDuplicates:
     distances: Tensor
     ratios: Tensor
 
+    @classmethod
+    def of(cls, rows: Tensor, others: Tensor, distances: Tensor, ratios: Tensor, size: int) -> NearDuplicates:
+        """Sort pairs by ratio, ties by row, and keep each once, whichever way round it was found.
+
+        Args:
+            rows: (P,) int64.
+            others: (P,) int64.
+            distances: (P,) float64.
+            ratios: (P,) float64.
+            size: More than any row.
+        """
+        low, high = torch.minimum(rows, others), torch.maximum(rows, others)
+        order = (low * size + high).argsort(stable=True)
+        order = order[ratios[order].argsort(stable=True)]
+        order = order[_first_of_pairs(low[order], high[order], size)]
+        return cls(low[order], high[order], distances[order], ratios[order])
+
 
 @dataclass(frozen=True, eq=False)
 class Audit:
@@ -175,11 +192,7 @@ def _duplicates(
     others = negatives[rows, places]
     distance, ratio = distances[rows, places], apart[rows, places] / smaller[rows, places]
     ratio[distance == 0] = 0.0
-    low, high = torch.minimum(rows, others), torch.maximum(rows, others)
-    order = (low * len(negatives) + high).argsort(stable=True)
-    order = order[ratio[order].argsort(stable=True)]
-    order = order[_first_of_pairs(low[order], high[order], len(negatives))]
-    return NearDuplicates(low[order], high[order], distance[order], ratio[order])
+    return NearDuplicates.of(rows, others, distance, ratio, len(negatives))
 
 
 def class_spreads(statistics: ClassStatistics) -> Tensor:

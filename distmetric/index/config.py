@@ -12,7 +12,7 @@ from distmetric.functional.checks import check_at_least, check_not_negative, che
 class SearchConfig:
     """How nearest neighbors are searched."""
 
-    library: Literal["auto", "faiss", "torch"] = "auto"
+    backend: Literal["auto", "faiss", "torch"] = "auto"
     """Who searches; auto: FAISS where it can be imported, torch (exact) elsewhere."""
     kind: Literal["auto", "flat", "ivf"] = "auto"
     """Compare with all rows (flat, exact) or with the nearest lists only (ivf); auto: flat up to 200,000 rows."""
@@ -30,8 +30,8 @@ class SearchConfig:
             ValueError: If one of them is no count.
         """
         check_at_least(1, probes=self.probes, lists=self.lists)
-        if self.library == "torch" and self.kind == "ivf":
-            raise ValueError("library=torch searches exactly: set kind=flat, or library=faiss for ivf")
+        if self.backend == "torch" and self.kind == "ivf":
+            raise ValueError("backend=torch searches exactly: set kind=flat, or backend=faiss for ivf")
 
 
 @dataclass(kw_only=True, frozen=True)

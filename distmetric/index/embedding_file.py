@@ -1,8 +1,9 @@
-"""Embeddings in a Parquet file, with ids, paths and class names, as `jobs/embed.py` writes them."""
+"""Embeddings in a Parquet or Arrow file, with ids, paths and class names, as `jobs/embed.py` writes them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from distmetric.evaluation.inputs import as_embeddings
 from distmetric.locations import open_location
 
 COLUMNS = ("id", "path", "label_name", "embedding")
+ATTRIBUTE = "attribute."
 ROWS_PER_READ = 8192
 
 
@@ -30,6 +32,10 @@ class EmbeddingFile:
         label_names: (C,) class names, sorted.
         labels: (N,) int64 places in `label_names`.
         embeddings: (N, D) float32, finite.
+        cameras: (N,) int64, -1 where unknown; None without such a column.
+        groups: (N,) of str, None where unknown; None without such a column.
+        attributes: (N,) of str, None where unknown, by the name of the attribute.
+        metadata: What else the file says; `checkpoint` and `step` where `jobs/embed.py` wrote it.
     """
 
     ids: NDArray[np.int64]
@@ -37,47 +43,117 @@ class EmbeddingFile:
     label_names: list[str]
     labels: NDArray[np.int64]
     embeddings: Tensor
+    cameras: NDArray[np.int64] | None = None
+    groups: NDArray[np.object_] | None = None
+    attributes: dict[str, NDArray[np.object_]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_embedding_file(location: str) -> EmbeddingFile:
     """Read it, checking everything that is relied upon.
 
     Args:
-        location: Path, or URI that pyarrow understands.
+        location: Path, or URI that pyarrow understands, of a Parquet or Arrow file (Feather included); which of these
+            it is, its content says.
 
     Raises:
-        InputError: If there is no such file, it is no Parquet, lacks a column or has one of the wrong type, has no
-            rows or missing values, or an embedding has another length or is not finite.
+        InputError: If there is no such file, it is neither Parquet nor Arrow, lacks a column or has one of the wrong
+            type, has no rows or missing values, or an embedding has another length or is not finite.
 
-    Cost: N D values, read a few thousand rows at a time.
+    Cost: N D values, read a few thousand rows at a time (an Arrow file a record batch at a time).
     """
-    filesystem, path = open_location(location)
-    try:
-        with filesystem.open_input_file(path) as stream:
-            return _read(pq.ParquetFile(stream), location)
-    except FileNotFoundError:
-        raise InputError(f"embeddings={location} does not exist") from None
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"embeddings={location} is no usable Parquet file ({reason})") from None
+    with _OpenFile(location) as file:
+        return _read(file, location)
 
 
-def _read(file: Any, location: str) -> EmbeddingFile:
-    _check_columns(file.schema_arrow, location)
-    rows = file.metadata.num_rows
+def embedding_shape(location: str) -> tuple[int, int]:
+    """N and D of a file; of its rows only the first few are read.
+
+    Raises:
+        InputError: If it is no file of embeddings, or has no rows.
+    """
+    with _OpenFile(location) as file:
+        _check_columns(file.schema, location)
+        rows = _rows(file, location)
+        kind = file.schema.field("embedding").type
+        if pa.types.is_fixed_size_list(kind):
+            return rows, kind.list_size
+        first = next(file.batches(["embedding"]))
+        return rows, _vectors(first.column("embedding"), 0, location).shape[1]
+
+
+class _OpenFile:
+    """Parquet or Arrow, read alike; errors of either become one of ours."""
+
+    def __init__(self, location: str) -> None:
+        self._location = location
+        self._filesystem, self._path = open_location(location)
+
+    def __enter__(self) -> _OpenFile:
+        try:
+            self._stream = self._filesystem.open_input_file(self._path)
+            self._parquet: Any = None
+            if self._stream.read(6) == b"ARROW1":
+                self.schema: Any = pa.ipc.open_file(self._stream).schema
+            else:
+                self._parquet = pq.ParquetFile(self._stream)
+                self.schema = self._parquet.schema_arrow
+        except Exception as error:
+            raise self._explained(error) from None
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._stream.close()
+        if isinstance(error, OSError | pa.ArrowException):
+            raise self._explained(error) from None
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, FileNotFoundError):
+            return InputError(f"embeddings={self._location} does not exist")
+        if isinstance(error, OSError | pa.ArrowException):
+            reason = " ".join(str(error).split())
+            return InputError(f"embeddings={self._location} is no usable Parquet or Arrow file ({reason})")
+        return error
+
+    def count(self) -> int:
+        """Rows; an Arrow file does not say so, and has its column id read."""
+        if self._parquet is not None:
+            return int(self._parquet.metadata.num_rows)
+        place = self.schema.names.index("id")
+        only_id = pa.ipc.open_file(self._stream, options=pa.ipc.IpcReadOptions(included_fields=[place]))
+        return sum(only_id.get_batch(number).num_rows for number in range(only_id.num_record_batches))
+
+    def batches(self, columns: list[str]) -> Iterator[Any]:
+        """Some columns, at most `ROWS_PER_READ` rows at a time."""
+        if self._parquet is not None:
+            yield from self._parquet.iter_batches(batch_size=ROWS_PER_READ, columns=columns)
+            return
+        options = pa.ipc.IpcReadOptions(included_fields=[self.schema.names.index(name) for name in columns])
+        file = pa.ipc.open_file(self._stream, options=options)
+        for number in range(file.num_record_batches):
+            batch = file.get_batch(number)
+            for start in range(0, batch.num_rows, ROWS_PER_READ):
+                yield batch.slice(start, ROWS_PER_READ)
+
+
+def _rows(file: _OpenFile, location: str) -> int:
+    rows = file.count()
     if rows == 0:
         raise InputError(f"embeddings={location} has no rows")
+    return rows
+
+
+def _read(file: _OpenFile, location: str) -> EmbeddingFile:
+    kinds = _check_columns(file.schema, location)
+    rows = _rows(file, location)
     embeddings: Tensor | None = None
-    parts: dict[str, list[Any]] = {name: [] for name in COLUMNS[:-1]}
+    parts: dict[str, list[Any]] = {name: [] for name in kinds}
     done = 0
-    for batch in file.iter_batches(batch_size=ROWS_PER_READ, columns=list(COLUMNS)):
-        for name, kind in (
-            ("id", pa.int64()),
-            ("path", pa.large_string()),
-            ("label_name", pa.large_string()),
-        ):
+    for batch in file.batches([*kinds, "embedding"]):
+        for name, kind in kinds.items():
             column = batch.column(name)
-            _check_complete(column, name, done, location)
+            if name in COLUMNS:
+                _check_complete(column, name, done, location)
             parts[name].append(column.cast(kind))
         vectors = _vectors(batch.column("embedding"), done, location)
         if embeddings is None:
@@ -89,40 +165,66 @@ def _read(file: Any, location: str) -> EmbeddingFile:
         embeddings[done : done + len(vectors)] = torch.from_numpy(vectors)
         done += len(vectors)
     assert embeddings is not None
-    names = pa.chunked_array(parts["label_name"]).combine_chunks()
-    label_names = sorted(names.unique().to_pylist())
-    place = {name: number for number, name in enumerate(label_names)}
-    encoded = names.dictionary_encode()
-    codes = np.array([place[name] for name in encoded.dictionary.to_pylist()], dtype=np.int64)
+    columns = {name: pa.chunked_array(parts.pop(name)).combine_chunks() for name in list(parts)}
+    label_names, labels = _sorted_codes(columns["label_name"])
+    metadata = {key.decode(): value.decode() for key, value in (file.schema.metadata or {}).items()}
     return EmbeddingFile(
-        pa.chunked_array(parts["id"]).to_numpy(),
-        pa.chunked_array(parts["path"]).combine_chunks(),
+        columns["id"].to_numpy(),
+        columns["path"],
         label_names,
-        codes[encoded.indices.to_numpy()],
+        labels,
         as_embeddings(embeddings, f"embeddings={location}"),
+        cameras=columns["camera"].fill_null(-1).to_numpy() if "camera" in columns else None,
+        groups=_strings(columns["group"]) if "group" in columns else None,
+        attributes={
+            name.removeprefix(ATTRIBUTE): _strings(column)
+            for name, column in columns.items()
+            if name.startswith(ATTRIBUTE)
+        },
+        metadata={key: value for key, value in metadata.items() if key != "ARROW:schema"},
     )
 
 
-def _check_columns(schema: Any, location: str) -> None:
+def _sorted_codes(names: Any) -> tuple[list[str], NDArray[np.int64]]:
+    label_names: list[str] = sorted(names.unique().to_pylist())
+    place = {name: number for number, name in enumerate(label_names)}
+    encoded = names.dictionary_encode()
+    codes = np.array([place[name] for name in encoded.dictionary.to_pylist()], dtype=np.int64)
+    return label_names, codes[encoded.indices.to_numpy()]
+
+
+def _strings(column: Any) -> NDArray[np.object_]:
+    """(N,) of str and None; equal ones are one object, since there are few."""
+    encoded = column.dictionary_encode()
+    known = np.array([*encoded.dictionary.to_pylist(), None], dtype=np.object_)
+    found: NDArray[np.object_] = known[encoded.indices.fill_null(len(known) - 1).to_numpy()]
+    return found
+
+
+def _check_columns(schema: Any, location: str) -> dict[str, Any]:
+    """What to read the columns as, embeddings left out: those that are needed, and the others we know."""
     for name in COLUMNS:
         if name not in schema.names:
             raise InputError(
                 f"embeddings={location} lacks the column {name}: give a file that jobs/embed.py wrote; "
                 f"it has {', '.join(schema.names)}"
             )
-    kinds = {name: schema.field(name).type for name in COLUMNS}
-    inner = getattr(kinds["embedding"], "value_type", None)
-    right = {
-        "id": pa.types.is_integer(kinds["id"]),
-        "path": pa.types.is_string(kinds["path"]) or pa.types.is_large_string(kinds["path"]),
-        "label_name": pa.types.is_string(kinds["label_name"])
-        or pa.types.is_large_string(kinds["label_name"]),
-        "embedding": inner is not None and (pa.types.is_floating(inner) or pa.types.is_integer(inner)),
-    }
-    expected = {"id": "integers", "path": "strings", "label_name": "strings", "embedding": "lists of numbers"}
-    for name, fits in right.items():
+    optional = [name for name in schema.names if name in ("camera", "group") or name.startswith(ATTRIBUTE)]
+    kinds: dict[str, Any] = {}
+    for name in (*COLUMNS, *optional):
+        kind = schema.field(name).type
+        inner = getattr(kind, "value_type", None)
+        if name == "embedding":
+            fits = inner is not None and (pa.types.is_floating(inner) or pa.types.is_integer(inner))
+            expected = "lists of numbers"
+        elif name in ("id", "camera"):
+            fits, expected, kinds[name] = pa.types.is_integer(kind), "integers", pa.int64()
+        else:
+            fits, expected = pa.types.is_string(kind) or pa.types.is_large_string(kind), "strings"
+            kinds[name] = pa.large_string()
         if not fits:
-            raise InputError(f"embeddings={location}: column {name} is {kinds[name]}, not {expected[name]}")
+            raise InputError(f"embeddings={location}: column {name} is {kind}, not {expected}")
+    return kinds
 
 
 def _check_complete(column: Any, name: str, done: int, location: str) -> None:

@@ -178,7 +178,7 @@ def build_faiss_searcher(rows: Tensor, config: SearchConfig, threads: int | None
 
     Args:
         rows: (N, D) float32 or float64, finite, N >= 1.
-        config: Its library is not looked at.
+        config: Its backend is not looked at.
         threads: CPU threads of FAISS.
 
     Returns:

@@ -115,19 +115,19 @@ def build_searcher(
     """
     config = SearchConfig() if config is None else config
     rows = as_embeddings(embeddings)
-    if config.library != "torch" and len(rows) and (why := _without_faiss()):
-        if config.library == "faiss":
+    if config.backend != "torch" and len(rows) and (why := _without_faiss()):
+        if config.backend == "faiss":
             raise ResourceError(
-                f"index.search.library=faiss: {why}; pip install faiss-cpu (or faiss-gpu), "
-                "or set index.search.library=torch"
+                f"index.search.backend=faiss: {why}; pip install faiss-cpu (or faiss-gpu), "
+                "or set index.search.backend=torch"
             )
         say_once(
             logging.WARNING, f"{why}: torch searches instead, exactly; pip install faiss-cpu to change that"
         )
-    elif config.library != "torch" and len(rows):
+    elif config.backend != "torch" and len(rows):
         from distmetric.index.faiss_search import build_faiss_searcher, faiss_sees_a_gpu
 
-        torch_can = config.library == "auto" and config.kind != "ivf" and torch.cuda.is_available()
+        torch_can = config.backend == "auto" and config.kind != "ivf" and torch.cuda.is_available()
         if config.device != "cuda" or faiss_sees_a_gpu() or not torch_can:
             return build_faiss_searcher(rows, config, threads)
     from distmetric.index.torch_search import TorchSearcher, torch_device

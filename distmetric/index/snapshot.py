@@ -89,6 +89,13 @@ class NeighborSnapshot:
         """Whether it lists neighbors of rows."""
         return len(self.row_negatives) > 0
 
+    def spreads(self) -> NDArray[np.float64]:
+        """(C,) root mean square radius of each class, and the median of the others where it has a single row."""
+        spread = self.radius_rms.astype(np.float64)
+        several = self.class_counts > 1
+        spread[~several] = np.median(spread[several]) if several.any() else 0.0
+        return spread
+
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""

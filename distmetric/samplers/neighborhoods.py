@@ -42,14 +42,6 @@ class Neighborhood(Protocol):
         """Places of the rows that a hard seed's class has to give; fewer than K, or none."""
 
 
-def spreads(snapshot: NeighborSnapshot) -> NDArray[np.float64]:
-    """(C,) root mean square radius of each class, and the median of the others where it has a single row."""
-    spread = snapshot.radius_rms.astype(np.float64)
-    several = snapshot.class_counts > 1
-    spread[~several] = np.median(spread[several]) if several.any() else 0.0
-    return spread
-
-
 class ClassNeighborhood:
     """The classes nearest to a class.
 
@@ -64,7 +56,7 @@ class ClassNeighborhood:
 
     def __init__(self, snapshot: NeighborSnapshot, guard: float) -> None:
         self._snapshot, self._guard = snapshot, guard
-        self._radius, self._spread = snapshot.radius_rms, spreads(snapshot)
+        self._radius, self._spread = snapshot.radius_rms, snapshot.spreads()
 
     def neighbors(self, seed: int, visit: int, skip: int, width: int) -> Neighbors:  # noqa: ARG002
         """Ranks skip .. skip + width - 1 of the list of a class; O(width)."""
@@ -98,7 +90,7 @@ class RowNeighborhood:
 
     def __init__(self, snapshot: NeighborSnapshot, guard: float, rows: ClassRows, classes: Numbers) -> None:
         self._snapshot, self._rows, self._classes = snapshot, rows, classes
-        self._limit = guard * spreads(snapshot)
+        self._limit = guard * snapshot.spreads()
 
     def neighbors(self, seed: int, visit: int, skip: int, width: int) -> Neighbors:
         """Ranks skip .. skip + width - 1 of the list of the seed's row; O(k + n) for a list of k, a class of n."""

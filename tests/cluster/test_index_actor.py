@@ -351,8 +351,8 @@ def test_a_search_that_the_machine_cannot_do_becomes_one_that_it_can(monkeypatch
     assert usable_search(SearchConfig(), 1.0).device == "auto"
     assert usable_search(SearchConfig(), 0.0).device == "cpu", "the trainers' GPUs are not its own"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    search = usable_search(SearchConfig(library="faiss", kind="ivf"), 0.0)
-    assert (search.library, search.kind) == ("torch", "flat")
+    search = usable_search(SearchConfig(backend="faiss", kind="ivf"), 0.0)
+    assert (search.backend, search.kind) == ("torch", "flat")
 
 
 def test_errors_become_one_line_with_the_reason_in_it() -> None:

@@ -7,6 +7,9 @@ from dataclasses import replace
 import pytest
 
 from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
+from distmetric.config.compose import compose
+from distmetric.config.decode import decode
+from distmetric.config.schema import Config
 from distmetric.errors import InputError
 from distmetric.locations import absolute
 from runs import tiny_config
@@ -32,6 +35,25 @@ def test_names_are_unique_and_taken_names_are_refused(glyph_cache, tmp_path) -> 
         new_run_location(named)
     with pytest.raises(InputError, match="cannot name a folder"):
         new_run_location(replace(config, name="../escape"))
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/omniglot.arrow", "omniglot"),
+        ("s3://bucket/my cars (v2).arrow", "my_cars_v2_"),
+        ("/data/photos", "photos"),
+        ("/data/.hidden.arrow", "hidden"),
+        ("/data/" + "x" * 90, "x" * 40),
+        ("/data/.arrow", "catalog"),
+    ],
+)
+def test_a_run_is_named_after_its_catalog_loss_and_sampler(path, name, tmp_path) -> None:
+    chosen = ["data=catalog", f"data.path='{path}'", "loss=circle", f"output_dir={tmp_path}"]
+    config = decode(Config, compose("config", chosen))
+    assert new_run_location(config)[0].startswith(f"{name}-circle-2")
+    config = decode(Config, compose("config", [*chosen, "sampler=hard_neighbors"]))
+    assert new_run_location(config)[0].startswith(f"{name}-circle-hard_neighbors-2")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"unknown": 1}'])

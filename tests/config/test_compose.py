@@ -95,8 +95,10 @@ def test_wrong_values_are_told_by_what_they_must_be() -> None:
 
 def test_groups_of_other_jobs_are_no_settings() -> None:
     assert message_of("embed", *EMBED, "loss=triplet") == "loss is not a setting: --cfg prints all there are"
-    assert groups_of("embed") == groups_of("evaluate") == groups_of("ingest") == []
-    assert groups_of("config") == sorted(groups())
+    assert message_of("config", "protocol=reid") == "protocol is not a setting: --cfg prints all there are"
+    assert groups_of("embed") == groups_of("ingest") == []
+    assert groups_of("evaluate") == ["protocol"]
+    assert groups_of("config") == sorted(set(groups()) - {"protocol"})
 
 
 def test_what_is_missing_is_named() -> None:
@@ -170,5 +172,7 @@ def test_what_would_make_another_run_is_refused(text: str) -> None:
 def test_a_resumed_run_has_no_other_settings() -> None:
     with pytest.raises(ConfigError, match=r"^train\.stepz is not a setting: did you mean train\.steps\?$"):
         resumed("train.stepz=3")
+    with pytest.raises(ConfigError, match=r"^protocol is not a setting"):
+        resumed("protocol=reid")
     with pytest.raises(ConfigError, match=r"^Interpolation key 'nope' not found"):
         resumed("trainer.address=${nope}")

@@ -10,13 +10,23 @@ from typing import Any
 
 import pytest
 
-from distmetric.config.compose import CONF_DIR, compose, groups
+from distmetric.config.compose import CONF_DIR, compose, groups, groups_of
 from distmetric.config.decode import decode, leaves
-from distmetric.config.jobs import BenchmarkJob, EmbedJob, EvaluateJob, IngestJob, MineJob
+from distmetric.config.jobs import (
+    BenchmarkJob,
+    EmbedJob,
+    EvaluateJob,
+    ExportJob,
+    IngestJob,
+    MineJob,
+    ReportJob,
+    SearchJob,
+    TuneJob,
+)
 from distmetric.config.schema import Config
 from distmetric.config.validate import validate
 
-SECTIONS = {name: choices for name, choices in groups().items() if name not in ("experiment", "debug")}
+SECTIONS = {name: groups()[name] for name in groups_of("config") if name not in ("experiment", "debug")}
 REQUIRED = {
     "data=catalog": ["data.path=x"],
     "model=custom": ["model.target=torch.nn.Flatten"],
@@ -27,7 +37,11 @@ JOBS: dict[str, tuple[type[Any], list[str]]] = {
     "evaluate": (EvaluateJob, ["checkpoint=x"]),
     "embed": (EmbedJob, ["checkpoint=x", "source=y", "out=z"]),
     "benchmark": (BenchmarkJob, []),
+    "export": (ExportJob, ["checkpoint=x", "out=y"]),
     "mine": (MineJob, ["embeddings=x", "out=y"]),
+    "report": (ReportJob, ["runs=[x]"]),
+    "search": (SearchJob, ["gallery=x", "queries=y", "out=z"]),
+    "tune": (TuneJob, ["space={optim.lr: [0.1]}"]),
 }
 # Where a choice deliberately differs from the defaults of its dataclass.
 DIFFERENT: dict[str, set[str]] = {
@@ -69,6 +83,12 @@ ROUNDS = [
 PRESETS = [f"{name}={choice}" for name in ("experiment", "debug") for choice in groups()[name]]
 
 
+def choices_of(job: str) -> list[str]:
+    """The choices of the groups that only other jobs than training have."""
+    own = [name for name in groups_of(job) if name not in groups_of("config")]
+    return [f"{name}={choice}" for name in own for choice in groups()[name]]
+
+
 @cache
 def composed(*choices: str) -> dict[str, Any]:
     required = [text for choice in choices for text in REQUIRED.get(choice, [])]
@@ -91,14 +111,20 @@ def test_every_choice_has_exactly_the_fields_of_its_dataclass(choices: list[str]
             assert values[name]["name"] == wanted
 
 
-@pytest.mark.parametrize("name", sorted(JOBS))
+@pytest.mark.parametrize(
+    "name", [*sorted(JOBS), *(f"{job} {choice}" for job in JOBS for choice in choices_of(job))]
+)
 def test_every_job_has_exactly_the_fields_of_its_dataclass(name: str) -> None:
+    name, _, choice = name.partition(" ")
     schema, required = JOBS[name]
-    values = compose(name, required)
+    values = compose(name, [*required, choice] if choice else required)
     job = decode(schema, values)
     assert leaves(asdict(job)).keys() == leaves(values).keys()
     given = {text.partition("=")[0] for text in required}
     assert other_defaults(job) - given == set()
+    if choice:
+        group, _, wanted = choice.partition("=")
+        assert values[group]["name"] == getattr(job, group).name == wanted
 
 
 def other_defaults(value: Any, prefix: str = "") -> set[str]:
@@ -156,10 +182,17 @@ def test_every_file_at_the_top_belongs_to_a_job() -> None:
     assert jobs == {"train", *JOBS}
 
 
-def test_the_table_of_contents_names_every_choice() -> None:
-    text = re.sub(r"\n +#", "", (CONF_DIR / "config.yaml").read_text())  # a list may go on below
+@pytest.mark.parametrize("file", ["config", *JOBS])
+def test_the_table_of_contents_names_every_choice(file: str) -> None:
+    text = re.sub(r"\n +#", "", (CONF_DIR / f"{file}.yaml").read_text())  # a list may go on below
     lines = {line.split()[1].rstrip(":"): line for line in text.splitlines() if line.startswith("  - ")}
-    lines.pop("_self_")
-    assert lines.keys() == groups().keys()
-    for name, choices in SECTIONS.items():
-        assert [choice for choice in choices if choice not in lines[name].partition("#")[2].split()] == []
+    lines.pop("_self_", None)
+    assert sorted(lines) == groups_of(file)
+    for name in lines.keys() - {"experiment", "debug"}:
+        assert [
+            choice for choice in groups()[name] if choice not in lines[name].partition("#")[2].split()
+        ] == []
+
+
+def test_every_group_belongs_to_a_file_at_the_top() -> None:
+    assert {name for file in ("config", *JOBS) for name in groups_of(file)} == groups().keys()

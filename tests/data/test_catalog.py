@@ -40,6 +40,10 @@ def test_round_trip(path: Path) -> None:
     assert catalog.cameras.tolist() == [2, -1, 0, 1]
     assert catalog.attribute_names == ("age", "hue")
     assert catalog.attribute("hue").tolist() == ["red", None, None, None]
+    some = np.array([3, 1, 0])
+    assert catalog.values("camera", some) == [1, -1, 2]
+    assert catalog.values("attribute.hue", some) == [None, None, "red"]
+    assert catalog.values("group", some) == catalog.groups[some].tolist()
     assert [bytes(catalog.image_bytes(row)) for row in range(4)] == [row[0] for row in ROWS]
     assert catalog.source_path(2) == "in/2.png"
     assert (catalog.widths.tolist(), catalog.heights.tolist()) == ([3] * 4, [2] * 4)

@@ -9,9 +9,8 @@ import pytest
 
 from distmetric.data.catalog import Catalog
 from distmetric.data.ingest import ingest
-from distmetric.data.sources import MAX_IMAGE_BYTES, Sources, iterate_images
+from distmetric.data.sources import MAX_IMAGE_BYTES, Sources
 from distmetric.data.tally import Tally
-from distmetric.errors import InputError
 from image_sources import FILES, make_folder, make_parquet, make_zip, png, rows_of
 
 OMNIGLOT = [
@@ -67,24 +66,6 @@ def test_what_is_no_image_is_ignored_but_counted(tmp_path: Path, out: Path) -> N
     assert ingest([make_zip(tmp_path / "1.zip", FILES | junk)], out).files_ignored == 5
     result = ingest([make_folder(tmp_path / "in", FILES | junk)], out)
     assert (result.files_ignored, result.rows, result.bad_images) == (5, 8, ())
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_images_can_be_iterated_without_a_catalog(tmp_path: Path, zipped: bool) -> None:
-    files = {f"root/{name}": data for name, data in FILES.items()}
-    source = make_zip(tmp_path / "in.zip", files) if zipped else make_folder(tmp_path / "in", files)
-    assert list(iterate_images(source)) == [(name, name[0], data) for name, data in sorted(FILES.items())]
-
-
-def test_iteration_takes_loose_images_and_tells_unreadable_ones(tmp_path: Path) -> None:
-    source = make_zip(tmp_path / "in.zip", {"1.png": png(1), "2.png": bytes(5000)})
-    bad: list[tuple[str, str]] = []
-    assert list(iterate_images(source, max_image_bytes=1000, bad=bad)) == [("1.png", "", png(1))]
-    assert bad == [(f"{source}/2.png", "too many bytes (limit 1,000)")]
-    with pytest.raises(InputError, match=r"2\.png: too many bytes"):
-        list(iterate_images(source, max_image_bytes=1000))
-    with pytest.raises(InputError, match="holds Parquet"):
-        list(iterate_images(make_parquet(tmp_path / "in.parquet", {"image": [png(1)], "label": [1]})))
 
 
 def test_omniglot_merges_its_two_parts(tmp_path: Path, out: Path) -> None:

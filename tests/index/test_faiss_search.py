@@ -21,7 +21,7 @@ faiss = pytest.importorskip("faiss")
 
 from distmetric.index import faiss_search  # noqa: E402
 
-CPU = SearchConfig(library="faiss", device="cpu")
+CPU = SearchConfig(backend="faiss", device="cpu")
 
 
 @pytest.fixture
@@ -308,7 +308,7 @@ def test_a_gpu_that_only_torch_can_use_is_used_where_it_was_asked_for(monkeypatc
     assert build_searcher(clustered(50), SearchConfig(device="cuda")).name == "torch flat on cuda, exact"
     assert build_searcher(clustered(50)).name == "faiss flat on cpu, exact"
     with pytest.raises(ResourceError, match="no GPU for the index"):
-        build_searcher(clustered(50), SearchConfig(device="cuda", library="faiss"))
+        build_searcher(clustered(50), SearchConfig(device="cuda", backend="faiss"))
 
 
 @pytest.mark.parametrize("first", ["torch", "faiss"])
@@ -334,11 +334,11 @@ print("done")
 @pytest.mark.parametrize("k", [1, 100, 2048, 3000])
 def test_faiss_on_a_gpu_finds_what_torch_finds_on_the_cpu(k):
     rows = torch.cat([clustered(5000), clustered(3).repeat(50, 1)])
-    searcher = build_searcher(rows, SearchConfig(library="faiss", device="cuda"))
+    searcher = build_searcher(rows, SearchConfig(backend="faiss", device="cuda"))
     assert searcher.name == "faiss flat on cuda, exact"
     assert_as_torch(searcher, rows, rows[:200], k)
     lists = build_searcher(
-        rows, SearchConfig(library="faiss", device="cuda", kind="ivf", lists=30, probes=30)
+        rows, SearchConfig(backend="faiss", device="cuda", kind="ivf", lists=30, probes=30)
     )
     assert lists.name == "faiss ivf 30/30 on cuda, recall@10 1.00"
     assert np.isclose(

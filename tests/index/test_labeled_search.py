@@ -11,7 +11,7 @@ from distmetric.index.labeled_search import LabeledSearch
 from distmetric.index.search import build_searcher
 from neighbor_oracle import grids, listed, nearest_by_loops
 
-TORCH = SearchConfig(library="torch")
+TORCH = SearchConfig(backend="torch")
 
 
 @st.composite
@@ -35,7 +35,7 @@ def test_excluded_rows_and_classes_are_left_out_as_by_plain_loops(library, data,
     for without_rows, without_labels in ((None, None), (own, None), (None, apart), (own, apart)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(labeled_search, "_HIDDEN", hidden)
-            search = LabeledSearch(rows, labels, SearchConfig(library=library), block_bytes=block_bytes)
+            search = LabeledSearch(rows, labels, SearchConfig(backend=library), block_bytes=block_bytes)
             found = search.search(queries, k, exclude_rows=without_rows, exclude_labels=without_labels)
 
         def kept(query, row, without_rows=without_rows, without_labels=without_labels):

@@ -17,7 +17,6 @@ from distmetric.config.jobs import MineJob
 from distmetric.errors import ConfigError, InputError
 from distmetric.index import embedding_file
 from distmetric.index import mine as module
-from distmetric.index.embedding_file import read_embedding_file
 from distmetric.index.mine import mine
 
 ROOT = Path(__file__).parents[2]
@@ -127,16 +126,6 @@ def test_only_the_hardest_pairs_in_small_pieces(tmp_path: Path, monkeypatch: pyt
     ]
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
-    columns = planted()
-    file = read_embedding_file(write(tmp_path / "a.parquet", columns))
-    assert file.ids.tolist() == columns["id"]
-    assert file.paths.to_pylist() == columns["path"]
-    assert [file.label_names[label] for label in file.labels] == columns["label_name"]
-    assert file.label_names == sorted(set(columns["label_name"]))
-    assert file.embeddings.tolist() == columns["embedding"]
-
-
 def changed(**columns: list) -> dict[str, list]:
     given = {"id": [1, 2], "path": ["a", "b"], "label_name": ["x", "y"], "embedding": [[1.0], [2.0]]}
     return {name: values for name, values in {**given, **columns}.items() if values is not None}
@@ -168,7 +157,7 @@ def test_a_file_that_is_none_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         mine(str(tmp_path / "no.parquet"), str(tmp_path))
     (tmp_path / "text.parquet").write_text("not at all")
-    with pytest.raises(InputError, match="is no usable Parquet file"):
+    with pytest.raises(InputError, match="is no usable Parquet or Arrow file"):
         mine(str(tmp_path / "text.parquet"), str(tmp_path))
     pq.write_table(pa.table({**changed(), "id": ["a", "b"]}), tmp_path / "ids.parquet")
     with pytest.raises(InputError, match="column id is string, not integers"):

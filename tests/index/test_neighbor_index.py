@@ -14,7 +14,7 @@ from distmetric.index.config import SearchConfig
 from distmetric.index.neighbor_index import NeighborIndex
 from neighbor_oracle import grids, nearest_by_loops
 
-TORCH = SearchConfig(library="torch")
+TORCH = SearchConfig(backend="torch")
 LINE = torch.tensor([[0.0], [1.0], [1.0], [5.0]])
 
 
@@ -25,7 +25,7 @@ def test_neighbors_are_those_of_plain_loops_ties_by_id(library, rows, queries, k
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randperm(3 * len(rows), generator=generator)[: len(rows)]
     labels = torch.randint(-1, 3, (len(rows),), generator=generator)
-    index = NeighborIndex.build(rows, labels, ids, search=SearchConfig(library=library))
+    index = NeighborIndex.build(rows, labels, ids, search=SearchConfig(backend=library))
     own = torch.randint(-1, 3 * len(rows), (len(queries),), generator=generator)
     apart = torch.randint(-2, 4, (len(queries),), generator=generator)
     found = index.search(queries, k, exclude_ids=own, exclude_labels=apart)
@@ -56,7 +56,7 @@ def test_arrays_are_taken_as_tensors_are():
 def test_cosine_distances_are_one_minus_the_cosine_in_its_order(library):
     rows, queries = torch.randn(300, 6, dtype=torch.float64) * 1e3, torch.randn(20, 6, dtype=torch.float64)
     index = NeighborIndex.build(
-        rows, torch.zeros(300).long(), metric="cosine", search=SearchConfig(library=library)
+        rows, torch.zeros(300).long(), metric="cosine", search=SearchConfig(backend=library)
     )
     found = index.search(queries, 15)
     apart = 1 - torch.nn.functional.cosine_similarity(queries[:, None], rows, dim=2)

@@ -77,7 +77,7 @@ def test_a_snapshot_takes_what_is_said(
 ) -> None:
     table = table_of(rows, per_class, 5)
     config = InlineIndexConfig(
-        neighbors=neighbors, positives=positives, search=SearchConfig(library="torch", kind="flat")
+        neighbors=neighbors, positives=positives, search=SearchConfig(backend="torch", kind="flat")
     )
     size = IndexSize(
         rows=rows,
@@ -94,7 +94,7 @@ def test_statistics_and_results_take_what_is_said() -> None:
     embeddings, labels = clusters(30, 6, 4, 0.1, 0)
     statistics = class_statistics(embeddings, labels)
     assert sum(each.nbytes for each in vars(statistics).values()) == scale.statistics_bytes(8, 6)
-    found = build_searcher(embeddings, SearchConfig(library="torch")).search(embeddings[:7], 3)
+    found = build_searcher(embeddings, SearchConfig(backend="torch")).search(embeddings[:7], 3)
     assert sum(each.nbytes for each in vars(found).values()) == scale.found_bytes(7, 3)
 
 
@@ -102,7 +102,7 @@ def test_statistics_and_results_take_what_is_said() -> None:
 def test_a_searcher_takes_what_is_said(kind: Literal["flat", "ivf"]) -> None:
     faiss = pytest.importorskip("faiss")
     embeddings, _ = clusters(4000, 24, 4, 0.1, 0)
-    searcher = build_searcher(embeddings, SearchConfig(library="faiss", kind=kind, device="cpu"))
+    searcher = build_searcher(embeddings, SearchConfig(backend="faiss", kind=kind, device="cpu"))
     written = len(faiss.serialize_index(searcher._index))
     assert written == pytest.approx(scale.searcher_bytes(4000, 24, kind), rel=0.02)
     if kind == "ivf":

@@ -18,7 +18,7 @@ from distmetric.index.search import Found, build_searcher, measured_recall, say_
 from distmetric.index.torch_search import TorchSearcher, listed_squares, nearest_first
 from neighbor_oracle import grids, hard_to_tell, listed, nearest_by_loops, nearest_by_matrix
 
-TORCH = SearchConfig(library="torch")
+TORCH = SearchConfig(backend="torch")
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_listed_rows_are_sorted_by_square_and_then_by_row():
 
 @pytest.mark.parametrize("library", ["torch", "auto"])
 def test_no_queries_no_rows_and_one_row(library):
-    config = SearchConfig(library=library)
+    config = SearchConfig(backend=library)
     one = build_searcher(torch.ones(1, 3), config)
     assert one.search(torch.empty(0, 3), 2).rows.shape == (0, 2)
     found = one.search(torch.zeros(1, 3), 2)
@@ -115,7 +115,7 @@ def test_no_queries_no_rows_and_one_row(library):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_every_precision_is_searched_as_it_came(library, dtype):
     rows = torch.randn(200, 8).to(dtype)
-    found = build_searcher(rows, SearchConfig(library=library)).search(rows[:30], 9)
+    found = build_searcher(rows, SearchConfig(backend=library)).search(rows[:30], 9)
     expected, squares = nearest_by_matrix(rows.double(), rows[:30].double(), 9)
     assert torch.equal(found.rows, expected)
     assert torch.equal(found.squares, squares)
@@ -181,9 +181,9 @@ def test_without_faiss_torch_searches_and_says_so_once(monkeypatch, said):
 def test_faiss_asked_for_by_name_and_not_there_is_an_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(
-        ResourceError, match=r"index\.search\.library=faiss: FAISS is not installed; pip install"
+        ResourceError, match=r"index\.search\.backend=faiss: FAISS is not installed; pip install"
     ):
-        build_searcher(torch.randn(4, 2), SearchConfig(library="faiss"))
+        build_searcher(torch.randn(4, 2), SearchConfig(backend="faiss"))
 
 
 def test_faiss_that_cannot_be_imported_counts_as_absent(monkeypatch, said):
@@ -201,7 +201,7 @@ def test_a_gpu_asked_for_by_name_and_not_there_is_an_error(monkeypatch):
     with pytest.raises(
         ResourceError, match=r"index\.search\.device=cuda: torch sees no GPU here; give the index one"
     ):
-        build_searcher(torch.randn(4, 2), SearchConfig(library="torch", device="cuda"))
+        build_searcher(torch.randn(4, 2), SearchConfig(backend="torch", device="cuda"))
 
 
 def test_without_a_gpu_the_cpu_searches_and_one_line_says_so(monkeypatch, said):
@@ -221,7 +221,7 @@ def test_rows_that_do_not_fit_the_gpu_stay_on_the_cpu(monkeypatch, said):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_finds_what_the_cpu_finds():
     rows = torch.randn(5000, 32).round(decimals=1)
-    ours = build_searcher(rows, SearchConfig(library="torch", device="cuda"))
+    ours = build_searcher(rows, SearchConfig(backend="torch", device="cuda"))
     assert ours.name == "torch flat on cuda, exact"
     found, expected = ours.search(rows[:500], 30), TorchSearcher(rows).search(rows[:500], 30)
     assert found.rows.device.type == "cpu"

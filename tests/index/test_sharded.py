@@ -11,7 +11,7 @@ from distmetric.index.neighbor_index import NeighborIndex
 from distmetric.index.sharded import ShardedIndex
 from neighbor_oracle import grids, hard_to_tell
 
-TORCH = SearchConfig(library="torch")
+TORCH = SearchConfig(backend="torch")
 
 
 def split(rows, labels, ids, shard_of, **kwargs):
@@ -46,7 +46,7 @@ def assigned(draw, tables):
 @pytest.mark.parametrize("library", ["torch", "auto"])
 def test_three_shards_find_what_one_index_finds(library, table, k, seed):
     rows, queries, labels, ids, shard_of = table
-    config = SearchConfig(library=library)
+    config = SearchConfig(backend=library)
     sharded = split(rows, labels, ids, shard_of, search=config)
     index = NeighborIndex.build(rows, labels, ids, search=config)
     assert len(sharded) == len(index)

@@ -24,7 +24,7 @@ from distmetric.index.snapshot_build import (
     weighted_quantiles,
 )
 
-TORCH = SearchConfig(library="torch")
+TORCH = SearchConfig(backend="torch")
 CONFIG = InlineIndexConfig(neighbors=3, positives=2, search=TORCH)
 
 
@@ -176,7 +176,7 @@ def clusters(num_classes: int = 12, size: int = 5, dim: int = 8) -> TableView:
 @pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="FAISS is not there")
 def test_faiss_gives_the_snapshot_of_torch() -> None:
     view = clusters()
-    with_faiss = build([LocalShard(view, SearchConfig(library="faiss"), threads=1)], view)
+    with_faiss = build([LocalShard(view, SearchConfig(backend="faiss"), threads=1)], view)
     assert_same(build([LocalShard(view, TORCH)], view), with_faiss)
     assert "rows: faiss flat on " in with_faiss.backend
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distmetric.samplers.neighborhoods import ClassNeighborhood, RowNeighborhood, spreads
+from distmetric.samplers.neighborhoods import ClassNeighborhood, RowNeighborhood
 from distmetric.samplers.reading_order import ClassRows
 from snapshots import only_neighbors, snapshot_of_rows
 
@@ -65,8 +65,8 @@ def test_classes_of_a_single_row_count_with_the_median_radius(rng) -> None:
     labels = np.array([0, 0, 1, 1, 1, 2, 2, 3])
     snapshot = snapshot_of_rows(rng.normal(size=(8, 2)), labels, k=3)
     known = snapshot.radius_rms[:3]
-    np.testing.assert_allclose(spreads(snapshot), [*known, np.median(known)])
-    assert spreads(snapshot_of_rows(rng.normal(size=(3, 2)), np.arange(3), k=2)).tolist() == [0, 0, 0]
+    np.testing.assert_allclose(snapshot.spreads(), [*known, np.median(known)])
+    assert snapshot_of_rows(rng.normal(size=(3, 2)), np.arange(3), k=2).spreads().tolist() == [0, 0, 0]
 
 
 def test_a_collapsed_model_makes_no_duplicates() -> None:
@@ -100,7 +100,7 @@ def test_rows_of_classes_with_one_nearer_than_the_guard_are_dropped(
     for label in range(len(counts)):
         row = int(rows.places(label, visit)[0])
         assert labels[row] == label
-        limit = guard * spreads(snapshot)[label]
+        limit = guard * snapshot.spreads()[label]
         listed = [
             (int(place), float(distance))
             for place, distance in zip(

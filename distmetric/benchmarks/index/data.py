@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from distmetric.benchmarks.data import clusters
 from distmetric.errors import InputError
-from distmetric.evaluation.inputs import as_embeddings
+from distmetric.index.embedding_file import embedding_shape, read_embedding_file
 
 
 @dataclass(frozen=True)
@@ -57,27 +55,15 @@ def size_of(embeddings: str) -> tuple[int, int]:
     """N and D of a file, without reading its rows.
 
     Raises:
-        InputError: If the file is not one of `jobs/embed.py`.
+        InputError: If the file is not one of `jobs/embed.py`, or has one row only.
     """
-    try:
-        file = pq.ParquetFile(embeddings)
-        kind = file.schema_arrow.field("embedding").type
-        file.schema_arrow.field("label_name")
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise InputError(
-            f"embeddings={embeddings} is no file of jobs/embed.py: {' '.join(str(error).split())}"
-        ) from None
-    if not pa.types.is_fixed_size_list(kind) or file.metadata.num_rows < 2:
-        raise InputError(f"embeddings={embeddings} has no column of two or more embeddings of one size")
-    return file.metadata.num_rows, kind.list_size
+    rows, dim = embedding_shape(embeddings)
+    if rows < 2:
+        raise InputError(f"embeddings={embeddings} has one row only: give a file of two or more")
+    return rows, dim
 
 
 def _read(embeddings: str) -> tuple[Tensor, Tensor]:
-    size, dim = size_of(embeddings)
-    table = pq.read_table(embeddings, columns=["embedding", "label_name"]).combine_chunks()
-    values = table["embedding"].chunk(0).flatten().to_numpy(zero_copy_only=False)
-    labels = table["label_name"].chunk(0).dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    rows = as_embeddings(
-        torch.tensor(values, dtype=torch.float32).view(size, dim), f"embeddings={embeddings}"
-    )
-    return rows, torch.tensor(labels, dtype=torch.int64)
+    size_of(embeddings)
+    file = read_embedding_file(embeddings)
+    return file.embeddings, torch.from_numpy(file.labels)

@@ -73,7 +73,7 @@ class RowSearch:
     fell_back: bool | None = None
 
     def __init__(
-        self, rows: Rows, settings: Settings, library: Literal["faiss", "torch"], kind: Literal["flat", "ivf"]
+        self, rows: Rows, settings: Settings, backend: Literal["faiss", "torch"], kind: Literal["flat", "ivf"]
     ) -> None:
         self.k = min(settings.k, len(rows.embeddings) - 1)
         lists = settings.lists if kind == "ivf" else None
@@ -82,7 +82,7 @@ class RowSearch:
             rows.embeddings,
             rows.labels,
             search=SearchConfig(
-                library=library, kind=kind, device=settings.device, lists=lists, probes=settings.probes
+                backend=backend, kind=kind, device=settings.device, lists=lists, probes=settings.probes
             ),
             threads=settings.threads,
         )
@@ -133,7 +133,7 @@ class HardestNegative:
 
     def __init__(self, rows: Rows, settings: Settings) -> None:
         self._rows = rows
-        search = SearchConfig(library="faiss", kind="flat", device=settings.device)
+        search = SearchConfig(backend="faiss", kind="flat", device=settings.device)
         self._index = NeighborIndex.build(
             rows.embeddings, rows.labels, search=search, threads=settings.threads
         )
@@ -225,9 +225,9 @@ class Method:
 METHODS: dict[str, Method] = {
     "faiss_l2": Method(partial(RawSearch, metric="l2")),
     "faiss_ip": Method(partial(RawSearch, metric="ip")),
-    "torch": Method(partial(RowSearch, library="torch", kind="flat")),
-    "flat": Method(partial(RowSearch, library="faiss", kind="flat")),
-    "ivf": Method(partial(RowSearch, library="faiss", kind="ivf")),
+    "torch": Method(partial(RowSearch, backend="torch", kind="flat")),
+    "flat": Method(partial(RowSearch, backend="faiss", kind="flat")),
+    "ivf": Method(partial(RowSearch, backend="faiss", kind="ivf")),
     "flat_negative": Method(HardestNegative),
     "class_balls": Method(PrunedNegative),
     "snapshot": Method(partial(SnapshotBuild, row_lists=False), on_gpu=False),

@@ -30,7 +30,7 @@ def test_a_file_is_searched_as_it_is(tmp_path) -> None:
     assert size_of(file) == (5, 3)
     found = load(0, 0, 0, 0.0, file, CPU)
     assert torch.equal(found.embeddings, rows)
-    assert found.labels.tolist() == [0, 1, 0, 2, 1]
+    assert found.labels.tolist() == [1, 0, 1, 2, 0]
     assert found.num_classes == 3
 
 
