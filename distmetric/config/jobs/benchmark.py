@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
-from distmetric.config.schema import TrackingConfig
+from distmetric.config.schema import MLflowConfig, TrackingConfig
 from distmetric.functional.checks import check_at_least, check_not_negative
 
 _LOSSES, _INDEX = {"suite": "losses"}, {"suite": "index"}
@@ -77,6 +77,11 @@ class BenchmarkJob:
             raise ValueError("steps and threads must be at least 1")
         if self.timeout_s <= 0 or (self.memory_limit_gib is not None and self.memory_limit_gib <= 0):
             raise ValueError("timeout_s and memory_limit_gib must be above 0")
+        tracking = self.tracking
+        if isinstance(tracking, MLflowConfig) and (tracking.register is not None or tracking.system_metrics):
+            raise ValueError(
+                "tracking.register and tracking.system_metrics are for training runs: leave them out"
+            )
         if self.suite == "losses":
             self._check_losses()
         else:

@@ -77,6 +77,10 @@ def test_what_fails_for_few_rows_is_not_tried_for_more() -> None:
         (["suite=losses", "k=3"], "k belongs to suite=index: leave it out with suite=losses"),
         (["suite=losses", "embeddings=x"], "embeddings belongs to suite=index"),
         (["embeddings=x", "sizes=[100]"], "sizes is that of embeddings=x: leave it out"),
+        (
+            ["tracking=mlflow", "tracking.register=x"],
+            "tracking.register and tracking.system_metrics are for training runs",
+        ),
         (["embeddings=x", "spread=0.2"], "spread is that of embeddings=x: leave it out"),
     ],
 )
