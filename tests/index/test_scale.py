@@ -115,13 +115,16 @@ def test_a_rebuild_takes_no_more_memory_than_is_said(row_lists: bool) -> None:
     table = table_of(rows, 10, dim)
     config = InlineIndexConfig(neighbors=20, positives=4)
     snapshot_of(table_of(600, 10, dim), config, row_lists)  # libraries and threads
-    give_back_free()
-    memory = PeakMemory(torch.device("cpu"))
-    snapshot_of(table, config, row_lists)
+    taken = []
+    for _ in range(3):  # how the heap lies differs, what a rebuild needs does not
+        give_back_free()
+        memory = PeakMemory(torch.device("cpu"))
+        snapshot_of(table, config, row_lists)
+        taken.append(memory.above_base())
     size = IndexSize(rows=rows, classes=rows // 10, dim=dim, neighbors=20, positives=4, row_lists=row_lists)
     said = scale.build_bytes(size)
     beside = said.views // 2 + said.search + said.work + said.classes + said.snapshots // 2
-    assert 0.3 * beside < memory.above_base() < 1.15 * beside
+    assert 0.3 * beside < min(taken) < 1.15 * beside
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])

@@ -34,7 +34,7 @@ def test_a_short_run_learns(name: str, glyph_cache: Path, tmp_path: Path) -> Non
         *SETTINGS.get(name, []),
     )
     untrained = Worker(config, str(tmp_path / "untrained"), ListTracker(), Replica(), CPU)
-    before = untrained._evaluate()["recall_at_1"]
+    before = untrained._evaluate().metrics.recall_at[1]
     _, result, tracker = run_once(config, tmp_path / "trained")
     losses = list(tracker.series("train/loss").values())
     first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
