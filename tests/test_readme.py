@@ -16,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -377,7 +378,10 @@ PYTHON: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_python_does_what_it_says(text: str, workspace: Path, monkeypatch) -> None:
     """After the commands, whose files some of it reads."""
     monkeypatch.chdir(workspace)
-    assert PYTHON[text](names_of(text))
+    try:
+        assert PYTHON[text](names_of(text))
+    finally:
+        mlflow.set_tracking_uri(None)  # of this process and its environment, which one of them sets
 
 
 def test_all_python_is_run() -> None:

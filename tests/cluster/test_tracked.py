@@ -108,12 +108,11 @@ def test_a_registered_model_embeds_encoded_images(ended) -> None:
     config, _, tracked, outcome, *_ = ended
     catalog = open_data(config.data)
     images = [bytes(catalog.image_bytes(row)) for row in range(5)]
-    previous = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(tracked.uri)
     try:
         model = mlflow.pyfunc.load_model("models:/glyphs@best")
     finally:
-        mlflow.set_tracking_uri(previous)
+        mlflow.set_tracking_uri(None)  # which also leaves the environment as it was
     found = model.predict(pd.DataFrame({"image": images}))
     embedder, _ = load_embedder(read_checkpoint(outcome["checkpoint"]))
     from distmetric.data.decode import decode_image
