@@ -16,7 +16,7 @@ from distmetric import __version__, errors
 from distmetric.cluster.index_messages import IndexHandles
 from distmetric.cluster.index_start import start_index, stop_index
 from distmetric.cluster.progress_board import shown_progress
-from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
+from distmetric.cluster.run_folder import new_run_location
 from distmetric.cluster.tracked import close_tracking, open_tracking
 from distmetric.cluster.worker import train_worker
 from distmetric.config.decode import decode
@@ -27,6 +27,7 @@ from distmetric.inference.run_report import write_report
 from distmetric.locations import absolute
 from distmetric.progress import Progress
 from distmetric.tracking.tracked_run import TrackedRun
+from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict
 from distmetric.training.worker import build_sampler, known_attributes, open_data
 

@@ -12,9 +12,7 @@ from pyarrow import fs
 from distmetric.config.schema import CatalogDataConfig, Config
 from distmetric.errors import InputError
 from distmetric.locations import absolute, open_location
-from distmetric.training.run_folder import RUN_FILE, RunFolder, read_run
-
-__all__ = ["RunFolder", "data_name", "load_resumable", "new_run_location", "read_run"]
+from distmetric.training.run_folder import RUN_FILE, read_run
 
 
 def data_name(config: Config) -> str:

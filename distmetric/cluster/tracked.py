@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from distmetric import __version__
-from distmetric.cluster.run_folder import RunFolder, data_name
+from distmetric.cluster.run_folder import data_name
 from distmetric.cluster.run_note import Outcome, run_note
 from distmetric.config.decode import leaves
 from distmetric.config.jobs import ExportJob
@@ -19,6 +19,7 @@ from distmetric.inference.export import export_checkpoint
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import read_checkpoint
 from distmetric.training.evaluations import read_evaluations
+from distmetric.training.run_folder import RunFolder
 
 
 def open_tracking(config: Config, folder: RunFolder, tags: Mapping[str, str] | None = None) -> TrackedRun:

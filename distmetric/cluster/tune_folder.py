@@ -14,7 +14,7 @@ from pyarrow import fs
 from distmetric.config.decode import decode
 from distmetric.config.jobs.tune import TuneJob
 from distmetric.errors import ConfigError, InputError
-from distmetric.locations import absolute, open_location
+from distmetric.locations import absolute, open_location, put_in_place
 
 _TUNE_FILE, _TRIALS_FILE, _TABLE_FILE = "tune.json", "trials.json", "trials.csv"
 
@@ -156,6 +156,5 @@ def _read(location: str) -> str | None:
 
 def _write(location: str, text: str) -> None:
     filesystem, path = open_location(location)
-    with filesystem.open_output_stream(f"{path}.part") as stream:
+    with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
         stream.write(text.encode())
-    filesystem.move(f"{path}.part", path)

@@ -15,12 +15,12 @@ from distmetric.cluster.fit import fit  # sets Ray's environment, so before anyt
 import ray
 from ray import tune
 
-from distmetric.cluster.run_folder import read_run
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.errors import UserError
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.evaluations import read_evaluations
+from distmetric.training.run_folder import read_run
 
 _LOOK_EVERY_S = 1.0  # how late an evaluation may be known to the scheduler
 _STOP_WITHIN_S = 60.0  # of an interrupted run, to end its workers and say so in the tracker

@@ -11,7 +11,6 @@ from typing import Any
 
 from ray import tune
 
-from distmetric.cluster.run_folder import read_run
 from distmetric.cluster.tune_folder import Result, TuneFolder, ranked
 from distmetric.cluster.tune_trial import OUTCOME, end_tracked
 from distmetric.config.decode import decode
@@ -21,6 +20,7 @@ from distmetric.errors import UserError
 from distmetric.progress import Progress
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.evaluations import read_evaluations
+from distmetric.training.run_folder import read_run
 from distmetric.training.worker import best_store
 
 

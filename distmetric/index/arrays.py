@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.locations import open_location
+from distmetric.locations import open_location, put_in_place
 
 _META, _CHECK = b"distmetric", b"distmetric.crc32"
 
@@ -57,28 +54,6 @@ def write_arrays(location: str, arrays: Mapping[str, NDArray[Any]], meta: Mappin
         raise ResourceError(
             f"{location} cannot be written ({' '.join(str(error).split())}): free space or fix access"
         ) from None
-
-
-@contextmanager
-def put_in_place(filesystem: fs.FileSystem, path: str) -> Iterator[str]:
-    """Give a path to write a file to that is to be at `path` complete or not at all.
-
-    Locally that is a file beside it, which is brought to the disk and then renamed, and removed if writing it
-    fails. An object store shows an object when its upload has ended; there it is `path` itself.
-    """
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        yield path
-        return
-    part = f"{path}.part"
-    try:
-        yield part
-        _sync(part)
-        Path(part).replace(path)
-        _sync(path.rpartition("/")[0])
-    except BaseException:
-        with suppress(OSError):
-            Path(part).unlink()
-        raise
 
 
 def read_arrays(location: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -122,12 +97,3 @@ def _checksum(text: bytes, arrays: Mapping[str, NDArray[Any]]) -> int:
         check = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), check)
         check = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, check)
     return check
-
-
-def _sync(path: str) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,14 +9,13 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pyarrow import fs
 from torch import Tensor
 
 from distmetric.errors import InputError, ResourceError
 from distmetric.index.audit import Audit, audit
 from distmetric.index.embedding_file import EmbeddingFile, read_embedding_file
 from distmetric.index.pruned_search import ClassBallIndex, Metric
-from distmetric.locations import absolute, open_location
+from distmetric.locations import absolute, open_location, put_in_place
 from distmetric.progress import Progress
 
 ROWS_PER_WRITE = 1 << 16
@@ -200,19 +199,16 @@ def _write(location: str, size: int, columns: Callable[[slice], Mapping[str, Any
     """Write a table a few rows at a time; a local one is moved to its name when it is complete."""
     schema = pa.table(dict(columns(slice(0, 0)))).schema
     filesystem, path = open_location(location)
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    target = f"{path}.part" if local else path
     try:
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         with (
+            put_in_place(filesystem, path) as target,
             filesystem.open_output_stream(target) as stream,
             pq.ParquetWriter(stream, schema) as writer,
         ):
             for start in range(0, size, ROWS_PER_WRITE):
                 part = slice(start, min(start + ROWS_PER_WRITE, size))
                 writer.write_table(pa.table(dict(columns(part)), schema=schema))
-        if local:
-            filesystem.move(target, path)
     except OSError as error:
         raise ResourceError(f"{location} cannot be written: {' '.join(str(error).split())}") from None
     return {"path": location, "rows": size}

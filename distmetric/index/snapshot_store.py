@@ -9,9 +9,8 @@ import re
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.index.arrays import put_in_place
 from distmetric.index.snapshot import NeighborSnapshot
-from distmetric.locations import open_location
+from distmetric.locations import open_location, put_in_place
 
 log = logging.getLogger(__name__)
 

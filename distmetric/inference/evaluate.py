@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -32,7 +31,7 @@ from distmetric.inference.evaluation_table import evaluation_table
 from distmetric.inference.images import BadImages, is_catalog
 from distmetric.inference.protocols import Material, measure
 from distmetric.inference.verification_pairs import PairList, read_pairs
-from distmetric.locations import absolute
+from distmetric.locations import absolute, open_location, put_in_place
 from distmetric.training.worker import open_data
 
 
@@ -202,12 +201,9 @@ def _check_out(out: str) -> None:
 
 
 def _write(out: str, result: dict[str, Any]) -> None:
-    path = Path(out).expanduser().absolute()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    filesystem, path = open_location(out)
     try:
-        part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        with put_in_place(filesystem, path) as target:
+            Path(target).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"out={out} cannot be written: {error.strerror}") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from pyarrow import fs
 from distmetric.errors import InputError, ResourceError
 from distmetric.index.embedding_writer import EmbeddingWriter
 from distmetric.inference.images import BadImages
-from distmetric.locations import open_location
+from distmetric.locations import open_location, put_in_place
 
 _MANIFEST = "manifest.json"
 _ABOUT = b"part"
@@ -50,7 +49,6 @@ class PartStore:
         self._out, self._settings, self._schema = out, dict(settings), schema
         self._filesystem, path = open_location(out)
         self._folder = f"{path}.parts"
-        self._local = isinstance(self._filesystem, fs.LocalFileSystem)
 
     def open(self, fresh: bool) -> dict[int, int]:
         """Make the folder, or find what an earlier job left in it.
@@ -186,12 +184,11 @@ class PartStore:
         return f"{self._folder}/{_name(number)}"
 
     def _write(self, name: str, data: Any) -> None:
-        """Elsewhere than on a local disk a file is not there before it is complete anyway."""
-        target = f"{self._folder}/.{name}.{os.getpid()}" if self._local else f"{self._folder}/{name}"
-        with self._filesystem.open_output_stream(target) as stream:
+        with (
+            put_in_place(self._filesystem, f"{self._folder}/{name}") as target,
+            self._filesystem.open_output_stream(target) as stream,
+        ):
             stream.write(data)
-        if self._local:
-            self._filesystem.move(target, f"{self._folder}/{name}")
 
     def _unwritable(self, error: OSError) -> ResourceError:
         reason = " ".join(str(error).split())

@@ -13,11 +13,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.index.arrays import put_in_place
 from distmetric.index.config import SearchConfig
 from distmetric.index.neighbor_index import NeighborIndex
 from distmetric.inference.search_sets import SearchSet, SourceMark
-from distmetric.locations import open_location
+from distmetric.locations import open_location, put_in_place
 from distmetric.training.checkpoint import Checkpoint
 
 FORMAT = 1

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from pyarrow import csv, fs
 
 from distmetric.errors import ResourceError
-from distmetric.index.arrays import put_in_place
 from distmetric.inference.neighbors import FoundNeighbors
 from distmetric.inference.search_sets import Pictures, SearchSet, tiles
-from distmetric.locations import open_location
+from distmetric.locations import open_location, put_in_place
 from distmetric.reports.search_page import FoundPicture, QueryPicture, grid_png, search_page
 
 SAME, DIFFERENT = "same", "different"

@@ -196,11 +196,13 @@ def find_checkpoint(location: str) -> Checkpoint:
     """
     filesystem, path = open_location(location)
     if filesystem.get_file_info(f"{path}/checkpoints").type == fs.FileType.Directory:
-        newest = CheckpointStore(f"{location}/checkpoints").latest()
-        if newest is None:
+        store = CheckpointStore(f"{location}/checkpoints")
+        metas = (_meta(store._folder(step)) for step in reversed(store.steps()))
+        if newest := next(filter(None, metas), None):
+            store.best_metric = newest["config"]["checkpoint"]["best_metric"]
+        if (best := store.best()) is None:
             raise InputError(f"checkpoint={location} has no complete checkpoint yet")
-        best_metric = newest.meta["config"]["checkpoint"]["best_metric"]
-        return CheckpointStore(f"{location}/checkpoints", best_metric=best_metric).best() or newest
+        return best
     if filesystem.get_file_info(path).type != fs.FileType.Directory:
         raise InputError(f"checkpoint={location} does not exist: give the folder of a checkpoint or of a run")
     return read_checkpoint(location)

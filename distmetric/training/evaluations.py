@@ -12,7 +12,7 @@ from pyarrow import fs
 from distmetric.errors import InputError, ResourceError
 from distmetric.evaluation.calibration import PairSurvey
 from distmetric.evaluation.retrieval import RetrievalMetrics
-from distmetric.locations import open_location
+from distmetric.locations import open_location, put_in_place
 
 _FOLDER = "evaluations"
 
@@ -36,24 +36,23 @@ class Evaluation:
             for name, interval in self.metrics.intervals.items()
             for end, value in zip(("low", "high"), interval, strict=True)
         }
-        if self.survey is None:
-            return self.metrics.to_dict() | ends
-        found = self.survey.calibration
-        return self.metrics.to_dict() | ends | {"threshold": found.threshold, "tar": found.tar}
+        found = self.calibration() or {}
+        threshold = {name: found[name] for name in ("threshold", "tar") if name in found}
+        return self.metrics.to_dict() | ends | threshold
 
     def record(self, step: int) -> dict[str, Any]:
         """Everything, as plain containers."""
-        record: dict[str, Any] = {
+        return {
             "step": step,
             "metrics": self.metrics.to_dict(),
             "intervals": {name: list(interval) for name, interval in self.metrics.intervals.items()},
-            "calibration": None,
-            "histogram": None,
+            "calibration": self.calibration(),
+            "histogram": None if self.survey is None else self.survey.histogram.to_dict(),
         }
-        if self.survey is not None:
-            record["calibration"] = self.survey.calibration.to_dict()
-            record["histogram"] = self.survey.histogram.to_dict()
-        return record
+
+    def calibration(self) -> dict[str, Any] | None:
+        """The threshold and what it reaches, as plain containers; None where it has none."""
+        return None if self.survey is None else self.survey.calibration.to_dict()
 
 
 def write_evaluation(run_dir: str, record: dict[str, Any]) -> None:
@@ -66,9 +65,8 @@ def write_evaluation(run_dir: str, record: dict[str, Any]) -> None:
     try:
         filesystem, path = open_location(location)
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with filesystem.open_output_stream(f"{path}.part") as stream:
+        with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
             stream.write(json.dumps(record, indent=1).encode())
-        filesystem.move(f"{path}.part", path)
     except OSError as error:
         raise ResourceError(
             f"{location} cannot be written ({' '.join(str(error).split())}): free space or fix access, then resume "

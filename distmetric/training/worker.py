@@ -268,7 +268,7 @@ class Worker:
             {
                 "version": __version__,
                 "metrics": None if evaluation is None else evaluation.metrics.to_dict(),
-                "calibration": None if evaluation is None else evaluation.record(self.step)["calibration"],
+                "calibration": None if evaluation is None else evaluation.calibration(),
                 "config": config_dict(self.config),
                 "fingerprint": self.catalog.fingerprint,
                 "attribute_values": self.embedder.attribute_values,

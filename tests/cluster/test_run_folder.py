@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from distmetric.cluster.run_folder import RunFolder, new_run_location, read_run
+from distmetric.cluster.run_folder import new_run_location
 from distmetric.config.compose import compose
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.errors import InputError
 from distmetric.locations import absolute
+from distmetric.training.run_folder import RunFolder, read_run
 from runs import tiny_config
 
 

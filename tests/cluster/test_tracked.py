@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from distmetric.cluster import tracked as tracked_module
-from distmetric.cluster.run_folder import RunFolder
 from distmetric.cluster.run_note import Outcome, run_note
 from distmetric.cluster.tracked import close_tracking, open_tracking
 from distmetric.config.jobs import ExportJob
@@ -19,6 +18,7 @@ from distmetric.errors import InputError, ResourceError
 from distmetric.inference.export import export_checkpoint
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import read_checkpoint
+from distmetric.training.run_folder import RunFolder
 from distmetric.training.saved_model import config_dict, load_embedder
 from distmetric.training.worker import open_data
 from runs import run_once, tiny_config

@@ -17,14 +17,14 @@ from image_sources import FILES, make_folder, make_parquet, make_zip, png, rows_
 def test_a_folder_and_the_zip_of_it_give_the_same_catalog(tmp_path: Path, out: Path) -> None:
     folder = ingest([make_folder(tmp_path / "in", FILES)], out)
     zipped = ingest([make_zip(tmp_path / "in.zip", dict(reversed(FILES.items())))], out)
-    rooted = ingest([make_zip(tmp_path / "in2.zip", {f"root/{n}": d for n, d in FILES.items()})], out)
+    rooted = ingest([make_zip(tmp_path / "in2.zip", {f"all/{n}": d for n, d in FILES.items()})], out)
     assert folder.fingerprint == zipped.fingerprint == rooted.fingerprint
     assert rows_of(rooted) == {(name[0], name[0], data) for name, data in FILES.items()}
     assert (folder.rows, folder.classes, folder.splits) == (8, 4, {"test": 4, "train": 4})
     assert folder.split_classes == {"test": 2, "train": 2}
     catalog = Catalog.open(rooted.path)
     assert (catalog.widths[0], catalog.heights[0]) == (7, 6)
-    assert catalog.source_path(0) == f"{tmp_path}/in2.zip/root/a/0.png"
+    assert catalog.source_path(0) == f"{tmp_path}/in2.zip/all/a/0.png"
     assert json.loads(json.dumps(folder.to_dict()))["fingerprint"] == catalog.fingerprint
 
 

@@ -20,13 +20,13 @@ def make(path: Path, files: dict[str, bytes], zipped: bool) -> str:
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_images_are_listed_in_order_of_their_names_less_what_holds_all(tmp_path: Path, zipped: bool) -> None:
-    files = {f"root/{name}": data for name, data in reversed(FILES.items())} | {"root/a/notes.txt": b"x"}
+    files = {f"all/{name}": data for name, data in reversed(FILES.items())} | {"all/a/notes.txt": b"x"}
     source = make(tmp_path / "in", files, zipped)
     listing = ImageListing(source)
     images = listing.images(0, len(listing))
     found = [(image.path, image.class_name, listing.reader.read(image)) for image in images]
     assert found == [(name, name[0], data) for name, data in sorted(FILES.items())]
-    assert images[3].origin == f"{source}/root/{images[3].path}"
+    assert images[3].origin == f"{source}/all/{images[3].path}"
     assert listing.images(3, 5) == images[3:5]
 
 

@@ -19,7 +19,8 @@ from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
 from distmetric.index import arrays as module
-from distmetric.index.arrays import put_in_place, read_arrays, write_arrays
+from distmetric.index.arrays import read_arrays, write_arrays
+from distmetric.locations import put_in_place
 
 DTYPES = ["bool", "int8", "int32", "int64", "uint8", "float16", "float32", "float64"]
 ARRAYS = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from distmetric.functional.checks import check_at_least
+
 
 @dataclass(kw_only=True, frozen=True)
 class TuneJob:
@@ -44,14 +46,12 @@ class TuneJob:
         Raises:
             ValueError: Naming the first that is wrong.
         """
-        for key in ("num_trials", "concurrent", "grace_steps"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key}={value} is too small: set it to 1 or more, or null")
+        check_at_least(
+            1, num_trials=self.num_trials, concurrent=self.concurrent, grace_steps=self.grace_steps
+        )
+        check_at_least(0, seed=self.seed)
         if not 1 < self.reduction < float("inf"):
             raise ValueError(f"reduction={self.reduction:g} is wrong: give a number above 1, such as 3")
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed} is wrong: set it to 0 or more")
         if self.grace_steps is not None and self.scheduler == "none":
             raise ValueError(
                 f"grace_steps={self.grace_steps} needs scheduler=asha: set it, or leave grace_steps out"
