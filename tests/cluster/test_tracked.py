@@ -193,7 +193,8 @@ def test_names_that_cannot_be_registered_are_refused_before_training(name) -> No
         MLflowConfig(register=name)
 
 
-def test_a_note_says_only_what_is_known(glyph_cache) -> None:
+def test_a_note_says_only_what_is_known(glyph_cache, monkeypatch) -> None:
+    monkeypatch.setattr("sys.argv", ["jobs/train.py"])  # the note ends with the command
     config = tiny_config(glyph_cache)
     outcome = Outcome(
         checkpoint="/r/checkpoints/step_00000200",
