@@ -1,11 +1,14 @@
-"""Where ranks talk: the replica, the differentiable gather, the loss over the joint batch."""
+"""Where ranks talk: the replica, the differentiable gather, the loss over the joint batch, batches in chunks."""
 
 from distmetric.distributed.gather import gather, gather_batch
-from distmetric.distributed.loss import DistributedLoss, average_gradients
+from distmetric.distributed.gradient_cache import GradientCache
+from distmetric.distributed.loss import DistributedLoss
+from distmetric.distributed.parallel import average_gradients
 from distmetric.distributed.replica import Replica, join_from_environment
 
 __all__ = [
     "DistributedLoss",
+    "GradientCache",
     "Replica",
     "average_gradients",
     "gather",

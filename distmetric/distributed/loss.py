@@ -133,13 +133,3 @@ def _numbers(terms: list[LossTerm], ranks: int) -> Tensor:
             row(term.num_active for term in terms),
         ]
     )
-
-
-def average_gradients(parameters: Iterable[nn.Parameter], replica: Replica) -> None:
-    """Replace gradients by their mean over the ranks, for parameters that DDP does not look after."""
-    if replica.world_size == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        replica.sum_(parameter.grad).div_(replica.world_size)

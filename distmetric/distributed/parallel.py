@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,29 @@ def parallel(module: nn.Module, replica: Replica, device: torch.device) -> nn.Mo
         gradient_as_bucket_view=True,
         **_NO_BUFFER_SYNC,
     )
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter], replica: Replica) -> None:
+    """Replace gradients by their mean over the ranks, for parameters that DDP does not look after.
+
+    One all-reduce for all gradients of one type. Every rank must pass the same parameters; one without a gradient
+    counts as zeros.
+    """
+    if replica.world_size == 1:
+        return
+    kinds: dict[torch.dtype, list[torch.Tensor]] = {}
+    for parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        kinds.setdefault(parameter.dtype, []).append(parameter.grad)
+    for gradients in kinds.values():
+        flat = replica.sum_(torch.cat([gradient.flatten() for gradient in gradients])) / replica.world_size
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
 
 @torch.no_grad()

@@ -101,11 +101,19 @@ class Embedder(nn.Module):
         Raises:
             InputError: The images have another layout or number type.
         """
-        features = self._pool(self.trunk(self._standardize(images)))
+        embeddings, logits = self.from_features(self.features(images))
+        return (embeddings, logits) if with_attributes else embeddings
+
+    def features(self, images: Tensor) -> Tensor:
+        """The first and costly part of `forward`, image by image: trunk and pooling, (B, C, H, W) -> (B, F)."""
+        return self._pool(self.trunk(self._standardize(images)))
+
+    def from_features(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rest of `forward`, whose norm sees the whole batch: (B, F) -> embeddings and logits of attributes."""
         embeddings = at_least_float32(self.head(features))
         if self.normalize:
             embeddings = unit_length(embeddings)
-        return (embeddings, self._attributes(features)) if with_attributes else embeddings
+        return embeddings, self._attributes(features)
 
     def _attributes(self, features: Tensor) -> dict[str, Tensor]:
         if self.attribute_head is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from distmetric.data.augment import augment
 from distmetric.distributed.gather import gather_batch
-from distmetric.distributed.loss import average_gradients
+from distmetric.distributed.parallel import average_gradients
 from distmetric.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
 from distmetric.training.worker import Worker
 

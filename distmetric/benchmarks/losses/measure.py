@@ -22,7 +22,7 @@ from distmetric.benchmarks.losses.cells import (
 )
 from distmetric.benchmarks.memory import PeakMemory, limit_growth
 from distmetric.benchmarks.timing import BareMatmul, time_beside
-from distmetric.distributed.loss import average_gradients
+from distmetric.distributed.parallel import average_gradients
 from distmetric.distributed.replica import Replica
 
 
