@@ -40,6 +40,38 @@ class _Gather(torch.autograd.Function):
         return own[: sizes[replica.rank]], None, None
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, replica: Replica) -> Tensor:
+        ctx.replica = replica
+        return replica.sum_(values.clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.replica.sum_(grad.clone()), None
+
+
+def sum_ranks(values: Tensor, replica: Replica) -> Tensor:
+    """The sum of the ranks' tensors of one shape, on all of them.
+
+    The gradient that reaches a rank's values is the sum of what all ranks' losses send the sum, as with `gather`.
+    """
+    if replica.world_size == 1:
+        return values
+    result: Tensor = _Sum.apply(values, replica)  # type: ignore[no-untyped-call]
+    return result
+
+
+def max_ranks(values: Tensor, replica: Replica) -> Tensor:
+    """The greatest of the ranks' tensors of one shape, element by element and without gradient, on all of them."""
+    values = values.detach()
+    if replica.world_size == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=replica.group)
+    return values
+
+
 def _padded(rows: Tensor, length: int) -> Tensor:
     if len(rows) == length:
         return rows.contiguous()
@@ -119,6 +151,8 @@ def gather_batch(
         column_labels=column_labels,
         anchor_index=torch.arange(offset, offset + len(labels), device=labels.device),
         gather_rows=lambda rows: gather(rows, replica, known),
+        sum_ranks=lambda values: sum_ranks(values, replica),
+        max_ranks=lambda values: max_ranks(values, replica),
         rank=replica.rank,
         world_size=replica.world_size,
         ids=ids,

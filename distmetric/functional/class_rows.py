@@ -108,6 +108,51 @@ class _ClassCrossEntropy(torch.autograd.Function):
         return *(saved * grad for saved in ctx.saved_tensors), None, None, None, None
 
 
+def class_logsumexp(anchors: Tensor, labels: Tensor, vectors: Tensor, scores: ClassScores) -> Tensor:
+    """Normalizers over the classes that are here, where others are elsewhere: a share of a cross entropy.
+
+    Formula: l_i = log sum_{c != y_i} e^{z_ic}
+
+    Args:
+        anchors: (B, D) of length one, float32 or float64.
+        labels: (B,) int64 classes; below 0 or from C on where the class is not among these.
+        vectors: (C k, D) of length one, those of a class next to each other; same type.
+        scores: How similarities make logits z.
+
+    Returns:
+        (B,), with gradient to anchors and vectors; -inf where there is no other class. Cost: 4 B C k D (1 without
+        gradient) and two exponentials per entry, since what its rows weigh is known in backward only. Memory: O((B +
+        C k) D), max(64, D) x C k values, and two tiles of `BLOCK_BYTES`.
+    """
+    logs: Tensor = _ClassLogSumExp.apply(anchors, vectors, labels, scores)  # type: ignore[no-untyped-call]
+    return logs
+
+
+class _ClassLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, vectors: Tensor, labels: Tensor, scores: ClassScores) -> Tensor:
+        ctx.save_for_backward(anchors, vectors, labels)
+        ctx.scores = scores
+        tiles = _Tiles(len(anchors), vectors, scores, wanted=False)
+        logs = anchors.new_empty(len(anchors))
+        with torch.autocast(anchors.device.type, enabled=False):
+            for place in tiles.row_blocks(len(anchors)):
+                logs[place] = tiles.logsumexp(anchors[place], labels[place])
+        return logs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        anchors, vectors, labels = ctx.saved_tensors
+        tiles = _Tiles(len(anchors), vectors, ctx.scores, wanted=True)
+        to_anchors = torch.empty_like(anchors)
+        with torch.autocast(anchors.device.type, enabled=False):
+            for place in tiles.row_blocks(len(anchors)):
+                tiles.logsumexp(anchors[place], labels[place])
+                tiles.differentiate(anchors[place], grad[place], to_anchors[place])
+        return to_anchors, tiles.to_vectors(), None, None
+
+
 class _Tiles:
     """All classes against one block of rows at a time: `logsumexp`, then `differentiate` of the same rows."""
 

@@ -28,6 +28,9 @@ class JointBatch:
             anchors and columns are different sets.
         gather_rows: Turns a (B, ...) tensor of per-anchor values into the (N, ...) tensor of all ranks' values,
             with gradient; None where the columns are not the anchors of all ranks.
+        sum_ranks: Adds up tensors of equal shape of all ranks, with gradient, equal on all of them; None where the
+            columns are not the anchors of all ranks.
+        max_ranks: Their greatest elements, without gradient.
         tuples: Pairs or triplets that a miner has chosen, indices of own anchors and of columns; None for all.
         rank: Which share of work that is not tied to anchors (classes, proxies) is this one's.
         world_size: How many shares there are.
@@ -48,6 +51,8 @@ class JointBatch:
     column_labels: Tensor
     anchor_index: Tensor | None
     gather_rows: Callable[[Tensor], Tensor] | None = None
+    sum_ranks: Callable[[Tensor], Tensor] | None = None
+    max_ranks: Callable[[Tensor], Tensor] | None = None
     tuples: Tuples | None = None
     rank: int = 0
     world_size: int = 1
@@ -64,7 +69,11 @@ class JointBatch:
     def alone(cls, embeddings: Tensor, labels: Tensor) -> JointBatch:
         """The batch of a process that is on its own: its embeddings (B, D) are anchors and columns."""
         index = torch.arange(len(labels), device=labels.device)
-        return cls(embeddings, labels, embeddings, labels, index, gather_rows=lambda rows: rows)
+
+        def same(values: Tensor) -> Tensor:
+            return values
+
+        return cls(embeddings, labels, embeddings, labels, index, same, same, same)
 
     def with_embeddings(self, change: Callable[[Tensor], Tensor]) -> JointBatch:
         """The same batch with all embeddings changed row by row; the anchors stay the columns where they were."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from distmetric.functional.class_rows import ClassScores, class_cross_entropy
+from distmetric.functional.class_rows import ClassScores, class_cross_entropy, class_logsumexp
 from distmetric.functional.distances import Distance, unit_length
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
@@ -26,6 +26,8 @@ class ClassLoss(MetricLoss):
     Attributes:
         weight: (C k, D) parameter, compared as unit vectors; trained with the model. It starts with directions drawn
             uniformly and lengths of about one. Lengths do not matter for the value, only for how far a step turns.
+            After `shard` the rows of this rank's classes only.
+        own_classes: The classes whose vectors are here; all of them unless sharded.
 
     Raises:
         ValueError: If there is no class or no vector.
@@ -50,6 +52,33 @@ class ClassLoss(MetricLoss):
         self.weight = nn.Parameter(torch.empty(num_classes * vectors_per_class, embedding_size))
         nn.init.normal_(self.weight, std=embedding_size**-0.5)
         self._vectors_per_class = vectors_per_class
+        self.own_classes = range(num_classes)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the vectors of some classes are on other ranks."""
+        return len(self.own_classes) < self.num_classes
+
+    @torch.no_grad()
+    def shard(self, rank: int, world_size: int) -> None:
+        """Keep the vectors of this rank's share of the classes, all of a class on one rank, and drop the others.
+
+        The loss and its gradients stay what they are without: every rank compares the joint batch with its classes, and
+        the ranks add up. The gradient of `weight` is then W times that of the joint loss, as embeddings' are, and no
+        mean over the ranks follows: divide it by W.
+
+        Raises:
+            ValueError: If there are fewer classes than ranks.
+        """
+        if world_size > self.num_classes:
+            raise ValueError(
+                f"{self.num_classes} classes cannot be divided among {world_size} ranks: shard no classes"
+            )
+        k = self._vectors_per_class
+        self.own_classes = class_shard(self.num_classes, rank, world_size)
+        self.weight = nn.Parameter(
+            self.weight[self.own_classes.start * k : self.own_classes.stop * k].clone()
+        )
 
     def parts(self, batch: JointBatch) -> list[LossTerm]:
         """See `MetricLoss.parts`.
@@ -67,12 +96,18 @@ class ClassLoss(MetricLoss):
         return unit_length(self.weight.to(batch.anchors.dtype))
 
     def own_distances(self, batch: JointBatch, vectors: Tensor, distance: Distance) -> Tensor:
-        """(B, k) distances of the anchors to the vectors of their own classes, with gradient."""
+        """(B, k) distances of the anchors to the vectors of their own classes, with gradient.
+
+        Sharded: (N, k) of all columns, where those of other ranks' classes mean nothing.
+        """
         k = self._vectors_per_class
-        rows = torch.arange(len(batch.labels), device=vectors.device).repeat_interleave(k)
-        columns = (batch.labels[:, None] * k + torch.arange(k, device=vectors.device)).flatten()
-        classes = JointBatch(batch.anchors, batch.labels, vectors, columns, None)
-        return listed_distances(classes, rows, columns, distance).view(-1, k)
+        rows, classes = batch.anchors, batch.labels
+        if self.is_sharded:
+            rows, classes = batch.columns, self._shard_labels(batch).clamp(0, len(self.own_classes) - 1)
+        places = torch.arange(len(rows), device=vectors.device).repeat_interleave(k)
+        columns = (classes[:, None] * k + torch.arange(k, device=vectors.device)).flatten()
+        pairs = JointBatch(rows, classes, vectors, columns, None)
+        return listed_distances(pairs, places, columns, distance).view(-1, k)
 
     def cross_entropy(
         self,
@@ -86,18 +121,54 @@ class ClassLoss(MetricLoss):
 
         Args:
             batch: Anchors (B, D).
-            vectors: (C k, D), from `unit_vectors`.
+            vectors: From `unit_vectors`.
             scores: How similarities make logits.
-            own_logits: (B,) logits of the anchors' own classes, margin and all.
+            own_logits: Logits of the own classes, margin and all, of what `own_distances` has measured.
             only_anchors: Whether a miner's choice weighs rows as anchors only.
         """
         weights = None
         if batch.tuples is not None:
             weights = column_weights(batch, only_anchors)[batch.anchor_index]
-        total, terms = class_cross_entropy(batch.anchors, batch.labels, vectors, scores, own_logits, weights)
+        if self.is_sharded:
+            terms = self._sharded_terms(batch, vectors, scores, own_logits)
+            terms = terms if weights is None else terms * weights
+            total, terms = terms.sum(), terms.detach()
+        else:
+            total, terms = class_cross_entropy(
+                batch.anchors, batch.labels, vectors, scores, own_logits, weights
+            )
         number = torch.tensor(len(terms), device=terms.device)
         return self.reduced(RowSums(total, number, (terms > ACTIVE_ABOVE).sum()))
+
+    def _shard_labels(self, batch: JointBatch) -> Tensor:
+        """(N,) numbers of the columns' classes within the shard; outside of 0 .. len(own_classes) - 1 elsewhere."""
+        return batch.column_labels - self.own_classes.start
+
+    def _sharded_terms(
+        self, batch: JointBatch, vectors: Tensor, scores: ClassScores, own_logits: Tensor
+    ) -> Tensor:
+        """(B,) terms of the anchors, of which every rank knows its classes' part for all columns."""
+        assert batch.sum_ranks is not None
+        assert batch.max_ranks is not None
+        labels = self._shard_labels(batch)
+        here = (labels >= 0) & (labels < len(self.own_classes))
+        logs = class_logsumexp(batch.columns, labels, vectors, scores)
+        top = batch.max_ranks(logs)
+        top = torch.where(top.isfinite(), top, torch.zeros_like(top))
+        parts = torch.stack(
+            [torch.exp(logs - top), torch.where(here, own_logits, torch.zeros_like(own_logits))]
+        )
+        others, own = batch.sum_ranks(parts)[:, batch.anchor_index].unbind()
+        # A single class has no others, and a logarithm of 0 no derivative.
+        some = others > 0
+        excess = torch.where(some, others, torch.ones_like(others)).log() + top[batch.anchor_index] - own
+        return torch.logaddexp(torch.where(some, excess, -torch.inf), torch.zeros_like(excess))
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""
         return f"num_classes={self.num_classes}, embedding_size={self.embedding_size}"
+
+
+def class_shard(num_classes: int, rank: int, world_size: int) -> range:
+    """The classes that one rank looks after: as many as the others do, or one more or less."""
+    return range(num_classes * rank // world_size, num_classes * (rank + 1) // world_size)

@@ -14,7 +14,7 @@ from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, sum_rows
 from distmetric.functional.tuple_weights import column_weights
 from distmetric.losses.base import ACTIVE_ABOVE, LossTerm
-from distmetric.losses.class_loss import ClassLoss
+from distmetric.losses.class_loss import ClassLoss, class_shard
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -72,11 +72,12 @@ class ProxyAnchorLoss(ClassLoss):
 
     def terms(self, batch: JointBatch) -> list[LossTerm]:
         """See `MetricLoss.terms`; a term per proxy of this rank, divided at once since every rank knows by what."""
-        first, last = (self.num_classes * share // batch.world_size for share in (batch.rank, batch.rank + 1))
-        own = torch.arange(first, last, device=batch.labels.device)
-        proxies = JointBatch(
-            self.unit_vectors(batch)[first:last], own, batch.columns, batch.column_labels, None
-        )
+        own = class_shard(self.num_classes, batch.rank, batch.world_size)
+        vectors = self.unit_vectors(batch)
+        if not self.is_sharded:
+            vectors = vectors[own.start : own.stop]
+        labels = torch.arange(own.start, own.stop, device=batch.labels.device)
+        proxies = JointBatch(vectors, labels, batch.columns, batch.column_labels, None)
         offsets = None if batch.tuples is None else column_weights(batch) - 1
         present = len(torch.unique(batch.column_labels))
 

@@ -14,7 +14,7 @@ from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.class_loss import ClassLoss
+from distmetric.losses.class_loss import ClassLoss, class_shard
 
 Assignment = Literal["soft", "hard"]
 
@@ -129,8 +129,9 @@ class SoftTripleLoss(ClassLoss):
     def _spread(self, centers: Tensor, rank: int, world_size: int) -> Tensor:
         """What the classes of one rank add to R."""
         k, device = self.centers_per_class, centers.device
-        first, last = (self.num_classes * share // world_size for share in (rank, rank + 1))
-        starts = torch.arange(first, last, device=device)[:, None] * k
+        own = class_shard(self.num_classes, rank, world_size)
+        first = own.start if self.is_sharded else 0
+        starts = torch.arange(own.start - first, own.stop - first, device=device)[:, None] * k
         one, other = torch.triu_indices(k, k, 1, device=device)
         classes = JointBatch(centers, starts, centers, starts, None)
         lengths = listed_distances(classes, (starts + one).flatten(), (starts + other).flatten(), "euclidean")
