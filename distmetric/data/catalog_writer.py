@@ -6,9 +6,10 @@ import errno
 import hashlib
 import os
 import uuid
+import zlib
 from array import array
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -18,10 +19,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmetric import __version__
-from distmetric.data.catalog_format import FORMAT_VERSION, all_different
+from distmetric.data.catalog_format import (
+    CHECKSUM,
+    FORMAT_VERSION,
+    IMAGE_CHECKSUMS,
+    all_different,
+    checksum,
+)
 from distmetric.errors import InputError, ResourceError
 
 _ROWS_PER_CHUNK = 65_536
+_MAX_INT64 = 2**63 - 1
+# Not the version of the file's format: equal data keep their fingerprint when that changes.
+_FINGERPRINT = b"distmetric catalog 1\0"
 
 
 class CatalogWriter:
@@ -46,11 +56,13 @@ class CatalogWriter:
             raise InputError(f"{self.path}: is a folder; name the catalog file to write")
         self.fingerprint: str | None = None
         self._offsets = array("q", [0])
+        self._checksums = array("I")
         self._chunks: list[dict[str, Any]] = []
         self._pending: list[tuple[Any, ...]] = []
         self._hash = hashlib.sha256()
         stem = self.path.parent / f".{self.path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._spool_path, self._part_path = Path(f"{stem}.spool"), Path(f"{stem}.part")
+        self._made = [folder for folder in self.path.parents if not folder.exists()]
         with _disk(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._spool: BinaryIO = self._spool_path.open("xb")
@@ -99,16 +111,19 @@ class CatalogWriter:
             attributes: Attribute values by name.
 
         Raises:
-            InputError: The image is empty, the class has no name, or the camera is negative.
+            InputError: The image is empty, the class has no name, or the camera or the id is negative.
             ResourceError: The disk is full.
         """
         if not len(image) or not label_name:
             raise InputError(f"{path}: has {'no class name' if len(image) else 'no bytes'}; leave it out")
-        if camera is not None and camera < 0:
-            raise InputError(f"{path}: camera={camera} is negative; number the cameras from 0")
+        for name, value in (("camera", camera), ("id", id)):
+            if value is not None and not 0 <= value <= _MAX_INT64:
+                wrong = "is negative" if value < 0 else "is too large"
+                raise InputError(f"{path}: {name}={value} {wrong}; number the {name}s from 0")
         with _disk(self.path):
             self._spool.write(image)
         self._hash.update(image)
+        self._checksums.append(zlib.crc32(image))
         number = len(self) if id is None else id
         self._offsets.append(self._offsets[-1] + len(image))
         self._pending.append(
@@ -137,14 +152,14 @@ class CatalogWriter:
             self._spool.close()
         columns = self._columns(splits)
         fingerprint = self._fingerprint(columns)
-        schema = pa.schema(
-            [pa.field(name, column.type) for name, column in columns.items()],
-            metadata={
-                "format_version": FORMAT_VERSION,
-                "fingerprint": fingerprint,
-                "creator": f"distmetric {__version__}",
-            },
-        )
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": fingerprint,
+            "creator": f"distmetric {__version__}",
+        }
+        fields = [pa.field(name, column.type) for name, column in columns.items()]
+        check = checksum(pa.schema(fields, metadata=metadata), list(columns.values()))
+        schema = pa.schema(fields, metadata=metadata | {CHECKSUM.decode(): check.decode()})
         with _disk(self.path):
             with self._part_path.open("xb") as sink:
                 with pa.ipc.new_file(sink, schema) as writer:
@@ -152,17 +167,21 @@ class CatalogWriter:
                 os.fsync(sink.fileno())
             self._part_path.replace(self.path)
         self.fingerprint = fingerprint
+        self._made = []
         self.abort()
         return fingerprint
 
     def abort(self) -> None:
-        """Give up: remove the temporary files and leave the target as it was. Safe to call again."""
+        """Give up: remove temporary files and folders, and leave the target as it was. Safe to call again."""
         self._pending, self._chunks = [], []
         try:
             self._spool.close()
         finally:
             self._spool_path.unlink(missing_ok=True)
             self._part_path.unlink(missing_ok=True)
+            with suppress(OSError):  # another one may have put something there
+                for folder in self._made:
+                    folder.rmdir()
 
     def _flush(self) -> None:
         if not self._pending:
@@ -207,6 +226,7 @@ class CatalogWriter:
                 list(attributes.values()), names=list(attributes)
             )
         columns |= {name: self._joined(name) for name in ("path", "width", "height")}
+        columns[IMAGE_CHECKSUMS] = pa.array(np.frombuffer(self._checksums, np.uint32))
         columns["image"] = self._image_column()
         return columns
 
@@ -243,7 +263,7 @@ class CatalogWriter:
     def _fingerprint(self, columns: Mapping[str, Any]) -> str:
         splits = columns["split"].dictionary_encode()
         names = sorted(pc.unique(columns["label_name"]).to_pylist())
-        total = hashlib.sha256(f"distmetric catalog {FORMAT_VERSION}\0".encode())
+        total = hashlib.sha256(_FINGERPRINT)
         # Every part carries its length: otherwise bytes could move from one image to the next unnoticed.
         for part in (
             _little_endian(columns["id"]),
@@ -273,4 +293,5 @@ def _disk(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             reason = error.strerror or str(error)
             raise InputError(f"{path}: cannot be written ({reason}); choose another place") from None
-        raise
+        detail = " ".join(str(error).split())
+        raise ResourceError(f"{path}: cannot be written ({detail}); choose another place") from None

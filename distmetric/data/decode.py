@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +16,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from distmetric.data.catalog import Catalog
+from distmetric.data.locations import readable
 from distmetric.errors import InputError
 from distmetric.progress import Progress
 
 MAX_PIXELS = 100_000_000
+# An image above this is decoded while no other of its kind is: threads times the largest image would be too much.
+_LARGE_PIXELS = 16_000_000
+_one_large = threading.Lock()
 # Below this mean size a thread spends more time waiting for the interpreter than decoding.
 THREADS_PAY_BYTES = 8192
 # Named one by one, because Pillow hands some other formats (EPS) to programs outside.
@@ -34,6 +40,10 @@ _TURNS = {
 }
 
 Pixels = npt.NDArray[np.uint8]
+
+# What Pillow has to say about damaged or large images is in the reasons here, and not printed beside them.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImageError(Exception):
@@ -64,13 +74,18 @@ def check_image(data: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> tuple
     Raises:
         BadImageError: It is empty, not an image, truncated, damaged, in CIELAB colors or has too many pixels.
     """
-    image = _open(data, max_pixels)
-    _load(image)
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    with _opened(data, max_pixels) as image:
+        _load(image)
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def decode_image(data: bytes | memoryview, size: int | tuple[int, int], channels: int = 3) -> Pixels:
+def decode_image(
+    data: bytes | memoryview,
+    size: int | tuple[int, int],
+    channels: int = 3,
+    max_pixels: int | None = MAX_PIXELS,
+) -> Pixels:
     """Decode an image to pixels of one size.
 
     The whole image is resized, so its aspect ratio is not kept. Transparent parts become white; 16-bit values
@@ -81,6 +96,7 @@ def decode_image(data: bytes | memoryview, size: int | tuple[int, int], channels
         data: The encoded image, as `check_image` takes it.
         size: Height and width of the result in pixels; one number for a square.
         channels: 1 (gray) or 3 (RGB).
+        max_pixels: As for `check_image`; None for an image that was checked before.
 
     Returns:
         uint8 (channels, height, width), contiguous.
@@ -89,17 +105,31 @@ def decode_image(data: bytes | memoryview, size: int | tuple[int, int], channels
         BadImageError: The image cannot be decoded.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    image = _open(data, max_pixels=None)
-    # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the target leaves the quality.
-    longest = 2 * max(height, width)
-    image.draft(image.mode, (longest, longest))
-    _load(image)
-    turn = _TURNS.get(_orientation(image))
-    flat = _flatten(image if turn is None else image.transpose(turn), "L" if channels == 1 else "RGB")
-    if flat.size != (width, height):
-        flat = flat.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    pixels = np.asarray(flat)
+    with _opened(data, max_pixels) as image:
+        # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the target leaves the quality.
+        longest = 2 * max(height, width)
+        image.draft(image.mode, (longest, longest))
+        _load(image)
+        turn = _TURNS.get(_orientation(image))
+        flat = _flatten(image if turn is None else image.transpose(turn), "L" if channels == 1 else "RGB")
+        if flat.size != (width, height):
+            flat = flat.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        pixels = np.asarray(flat)
     return pixels[None].copy() if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@contextmanager
+def _opened(data: bytes | memoryview, max_pixels: int | None) -> Iterator[Image.Image]:
+    """An image whose header was read, a large one while no other large one is open; what fails is its damage."""
+    image = _open(data, max_pixels)
+    large = image.width * image.height > _LARGE_PIXELS
+    try:
+        with image, _one_large if large else nullcontext():
+            yield image
+    except BadImageError:
+        raise
+    except Exception as error:  # see _open
+        raise _damage(error) from None
 
 
 def _open(data: bytes | memoryview, max_pixels: int | None) -> Image.Image:
@@ -119,16 +149,15 @@ def _open(data: bytes | memoryview, max_pixels: int | None) -> Image.Image:
 
 
 def _load(image: Image.Image) -> None:
-    try:
-        image.load()
-    except Exception as error:  # see _open
-        raise _damage(error) from None
+    image.load()
     if image.mode == "LAB":  # the one mode that Pillow reads but cannot turn into RGB
         raise BadImageError("unsupported colors", image.mode)
 
 
 def _damage(error: Exception) -> BadImageError:
-    text = " ".join(str(error).split())[:80]
+    if isinstance(error, MemoryError):
+        return BadImageError("does not fit in memory")
+    text = readable(" ".join(str(error).split()))[:80]
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return BadImageError("truncated")
     return BadImageError("damaged", text or type(error).__name__)
@@ -271,12 +300,9 @@ class ImageStore:
     def _decode_row(self, row: int) -> Pixels:
         channels, height, width = self.image_shape
         try:
-            return decode_image(self.catalog.image_bytes(row), (height, width), channels)
+            return decode_image(self.catalog.image_bytes(row), (height, width), channels, max_pixels=None)
         except BadImageError as error:
-            raise InputError(
-                f"{self.catalog.path}: the image of row {row} ({self.catalog.source_path(row)}) is unusable: "
-                f"{error}; ingest again"
-            ) from None
+            raise InputError(f"{self.catalog.described(row)} is unusable: {error}; ingest again") from None
 
     def _threads_at_work(self) -> ThreadPoolExecutor:
         with self._lock:

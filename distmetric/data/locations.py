@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -60,6 +61,8 @@ def locate(source: str) -> Place:
         raise InputError(f"{shown}: cannot be read ({first_line(error)})") from None
     if info.type == pafs.FileType.NotFound:
         raise InputError(f"{shown}: does not exist; name a folder, a zip file or Parquet")
+    if info.type != pafs.FileType.File:
+        raise InputError(f"{shown}: is a pipe, socket or device; name a folder, a zip file or Parquet")
     suffix = posixpath.splitext(path)[1].lower()
     if suffix == ".zip":
         return Place("zip", fs, path, shown)
@@ -81,6 +84,10 @@ def open_file_system(source: str, shown: str) -> tuple[Any, str]:
     Raises:
         InputError: The URI is of an unknown scheme or cannot be understood.
     """
+    try:
+        source.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{readable(shown)}: is not UTF-8; rename it") from None
     if "://" not in source:
         return pafs.LocalFileSystem(), str(Path(source).expanduser().absolute())
     try:
@@ -102,7 +109,7 @@ def without_secrets(source: str) -> str:
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return readable((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def _walk_local(top: str) -> list[tuple[str, str]]:
@@ -129,8 +136,11 @@ def _walk_remote(fs: Any, top: str) -> list[tuple[str, str]]:
 
 def readable(name: str) -> str:
     """A name that Arrow and a one-line message can hold: no stray bytes, no line breaks."""
-    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    with suppress(
+        UnicodeEncodeError
+    ):  # surrogates that stand for no byte of a file's name, and are escaped below
+        name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _kind_of_folder(files: list[tuple[str, str]], shown: str) -> str:

@@ -7,9 +7,17 @@ import io
 from collections.abc import Mapping, Sequence
 
 from distmetric.data.items import Labels
-from distmetric.data.locations import clean_name, first_line, open_file_system, without_secrets
+from distmetric.data.locations import (
+    clean_name,
+    first_line,
+    open_file_system,
+    readable,
+    without_secrets,
+)
 from distmetric.errors import InputError
+from distmetric.regular_files import check_file
 
+_MAX_CAMERA = 2**63 - 1
 _COLUMNS = ("path", "label", "split", "group", "camera")
 
 
@@ -29,18 +37,27 @@ def read_manifest(source: str) -> dict[str, Labels]:
     shown = without_secrets(source)
     fs, path = open_file_system(source, shown)
     try:
+        check_file(fs, path)
         with fs.open_input_stream(path) as stream:
             text = stream.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{shown}: cannot be read ({first_line(error)}); it has to be CSV in UTF-8"
         ) from None
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return _rows(shown, reader)
+    except csv.Error as error:
+        raise InputError(f"{shown}, line {reader.line_num}: is no CSV ({error}); mend its quotes") from None
+
+
+def _rows(shown: str, reader: csv.DictReader[str]) -> dict[str, Labels]:
     _check_columns(shown, reader.fieldnames or [])
     rows: dict[str, Labels] = {}
     for row in reader:
         where = f"{shown}, line {reader.line_num}"
         name, safe = clean_name((row["path"] or "").strip())
+        name = readable(name)  # as the names that files have are shown
         if not name or not safe or name in rows:
             wrong = (
                 "is empty" if not name else "is given twice" if name in rows else "leads outside the source"
@@ -54,9 +71,11 @@ def _check_columns(shown: str, columns: Sequence[str]) -> None:
     for required in ("path", "label"):
         if required not in columns:
             raise InputError(
-                f"{shown}: the column {required} is missing; it has: {', '.join(columns) or 'none'}"
+                f"{shown}: the column {required} is missing; it has: {readable(', '.join(columns)) or 'none'}"
             )
     for column in columns:
+        if columns.count(column) > 1:
+            raise InputError(f"{shown}: the column {readable(column)} is there twice; keep one of them")
         if column not in _COLUMNS and not column.startswith("attribute."):
             raise InputError(
                 f"{shown}: unknown column {column!r}; known are {', '.join(_COLUMNS)}, attribute.NAME"
@@ -70,7 +89,9 @@ def _labels(where: str, row: Mapping[str, str | None]) -> Labels:
     if not values["label"]:
         raise InputError(f"{where}: label is empty; give each image a class")
     camera = values.get("camera", "")
-    if camera and not (camera.isascii() and camera.isdigit()):
+    if camera and not (
+        camera.isascii() and camera.isdigit() and len(camera) < 20 and int(camera) <= _MAX_CAMERA
+    ):
         raise InputError(f"{where}: camera={camera!r} is no whole number from 0; number the cameras")
     return Labels(
         class_name=values["label"],

@@ -17,6 +17,9 @@ from distmetric.data.items import Item, Labels
 from distmetric.data.locations import PARQUET_SUFFIXES, Place, first_line, is_hidden, readable
 from distmetric.data.tally import Tally
 from distmetric.errors import InputError
+from distmetric.regular_files import check_file
+
+_BATCH_ROWS, _BATCH_BYTES = 64, 1 << 30
 
 
 class ParquetSource:
@@ -62,6 +65,7 @@ class ParquetSource:
     @contextmanager
     def _opened(self, path: str, shown: str) -> Iterator[Any]:
         try:
+            check_file(self._fs, path)
             with self._fs.open_input_file(path) as stream:
                 yield pq.ParquetFile(stream)
         except (OSError, pa.ArrowException) as error:
@@ -80,14 +84,34 @@ def _rows(parquet: Any, shown: str, relative: str, limit: int) -> Iterator[Item]
     optional = ("split", "group", "camera", "path", "attributes")
     columns = ["image", "label", *(name for name in optional if name in schema.names)]
     number = 0
-    for batch in parquet.iter_batches(batch_size=64, columns=columns):
-        for row in batch.to_pylist():
-            yield _item(row, f"{shown}#{number}", f"{relative}#{number}", names, limit)
+    for batch in _batches(parquet, columns):
+        for place in range(batch.num_rows):
+            origin = f"{shown}#{number}"
+            row = {name: _value(batch.column(name)[place], name, origin) for name in columns}
+            yield _item(row, origin, f"{relative}#{number}", names, limit)
             number += 1
 
 
+def _batches(parquet: Any, columns: list[str]) -> Iterator[Any]:
+    """A few rows at a time, the fewer the larger a row could be: one image may be there once for a million rows."""
+    for group in range(parquet.num_row_groups):
+        size = max(1, parquet.metadata.row_group(group).total_byte_size)
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // size))
+        yield from parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns)
+
+
+def _value(scalar: Any, name: str, origin: str) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        reason = "text that is not UTF-8"
+    except (ValueError, OverflowError, pa.ArrowException) as error:  # dates that Python has not, for one
+        reason = f"a value that cannot be read ({first_line(error)})"
+    raise InputError(f"{origin}: column {name} has {reason}; write the file again")
+
+
 def _item(row: Mapping[str, Any], origin: str, number: str, names: Sequence[str] | None, limit: int) -> Item:
-    image = row["image"]
+    image: Any = row["image"]
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
     path = _text(row.get("path")) or path
     label = row["label"]
@@ -113,24 +137,51 @@ def _text(value: Any) -> str | None:
 
 
 def _check_schema(schema: Any, shown: str) -> None:
+    if repeated := [name for name in schema.names if schema.names.count(name) > 1]:
+        raise InputError(f"{shown}: the column {readable(repeated[0])} is there twice; keep one of them")
     for required in ("image", "label"):
         if required not in schema.names:
-            raise InputError(f"{shown}: the column {required} is missing; it has: {', '.join(schema.names)}")
-    image, label = (schema.field(name).type for name in ("image", "label"))
+            raise InputError(
+                f"{shown}: the column {required} is missing; it has: {readable(', '.join(schema.names))}"
+            )
+    image = schema.field("image").type
     fields = {f.name: f.type for f in image} if pa.types.is_struct(image) else {"bytes": image}
-    if not (_is_binary(fields.get("bytes")) and pa.types.is_string(fields.get("path", pa.string()))):
-        raise InputError(f"{shown}: column image is {image}; it has to be binary or struct<bytes, path>")
-    kind = label.value_type if pa.types.is_dictionary(label) else label
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise InputError(f"{shown}: column label is {label}; it has to be string or integer")
-    if "camera" in schema.names and not pa.types.is_integer(schema.field("camera").type):
-        raise InputError(f"{shown}: column camera is {schema.field('camera').type}; it has to be integer")
-    if "attributes" in schema.names and not pa.types.is_struct(schema.field("attributes").type):
-        raise InputError(f"{shown}: column attributes is {schema.field('attributes').type}; make it a struct")
+    if not (_is_binary(fields.get("bytes")) and _is_text(fields.get("path", pa.null()))):
+        raise InputError(
+            f"{shown}: column image is {readable(str(image))}; it has to be binary or struct<bytes, path>"
+        )
+    kinds = {name: schema.field(name).type for name in schema.names}
+    label, attributes = kinds["label"], kinds.get("attributes", pa.null())
+    if pa.types.is_null(label) or not (_is_text(label) or _is_integer(label)):
+        raise InputError(f"{shown}: column label is {readable(str(label))}; it has to be string or integer")
+    for name in ("split", "group", "path"):
+        kind = kinds.get(name, pa.null())
+        if not (_is_text(kind) or _is_integer(kind)):
+            raise InputError(f"{shown}: column {name} is {readable(str(kind))}; it has to be string")
+    if not _is_integer(camera := kinds.get("camera", pa.null())):
+        raise InputError(f"{shown}: column camera is {readable(str(camera))}; it has to be integer")
+    plain = pa.types.is_null(attributes) or (
+        pa.types.is_struct(attributes)
+        and not any(pa.types.is_nested(f.type) or _is_binary(f.type) for f in attributes)
+    )
+    if not plain:
+        raise InputError(
+            f"{shown}: column attributes is {readable(str(attributes))}; make it a struct of strings, numbers or dates"
+        )
 
 
 def _is_binary(kind: Any) -> bool:
     return kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def _is_integer(kind: Any) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_integer(kind) or pa.types.is_null(kind))
 
 
 def _hugging_face_names(schema: Any) -> list[str] | None:
@@ -140,6 +191,6 @@ def _hugging_face_names(schema: Any) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features["label"]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
-    return [str(name) for name in names]
+    return [readable(str(name)) for name in names] if isinstance(names, list) else None

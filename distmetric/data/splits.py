@@ -10,6 +10,9 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 from distmetric.errors import InputError
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
@@ -112,6 +115,23 @@ def _suggest(name: str, available: list[str], most: int = 12) -> str:
     listed = ", ".join(available[:most])
     more = f" and {len(available) - most} more" if len(available) > most else ""
     return (f"did you mean {close[0]!r}? " if close else "") + f"there are: {listed}{more}"
+
+
+def check_answerable(labels: npt.NDArray[np.int64], split: str) -> None:
+    """See that among the images of a split there is something to find: two of one class.
+
+    Args:
+        labels: (N,) class of each image.
+        split: How to name the split to people.
+
+    Raises:
+        InputError: Every class has one image only.
+    """
+    if np.unique(labels, return_counts=True)[1].max(initial=0) < 2:
+        raise InputError(
+            f"{split}: every class has one image only, so that no image has another one to be found by; "
+            "choose a split, or ingest, with two or more images of some class"
+        )
 
 
 def check_given(pairs: Iterable[tuple[str, str]], allow_shared_classes: bool = False) -> None:

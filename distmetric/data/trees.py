@@ -6,13 +6,13 @@ Nothing is ever extracted to disk, and no declared size is believed.
 from __future__ import annotations
 
 import io
-import os
 import posixpath
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow.fs as pafs
@@ -27,6 +27,7 @@ from distmetric.data.locations import (
     readable,
 )
 from distmetric.errors import InputError
+from distmetric.regular_files import check_file, open_regular
 
 
 class Entry(NamedTuple):
@@ -85,7 +86,7 @@ class _Folder:
         self.entries = [Entry(name, True, path) for name, path in place.files]
         self._open: Callable[[str], Any] = place.fs.open_input_stream
         if isinstance(place.fs, pafs.LocalFileSystem):
-            self._open = _open_local
+            self._open = open_regular
 
     def read(self, handle: str, limit: int) -> bytes:
         try:
@@ -93,12 +94,6 @@ class _Folder:
                 return _read_limited(stream, limit)
         except OSError as error:
             raise BadImageError("unreadable", error.strerror or first_line(error)) from None
-
-
-def _open_local(path: str) -> Any:
-    if not os.path.isfile(path):  # noqa: PTH113 - a pipe would be waited for without end
-        raise OSError(None, "not a regular file")
-    return open(path, "rb")
 
 
 # What zipfile raises for archives that are damaged, in its own words or by stumbling over them.
@@ -118,15 +113,18 @@ class _Zip:
     def __init__(self, place: Place) -> None:
         self.shown = place.shown
         try:
-            self._zip = zipfile.ZipFile(io.BufferedReader(place.fs.open_input_file(place.path), 1 << 18))
+            self._zip = zipfile.ZipFile(_stream(place))
         except UnicodeDecodeError:
             raise InputError(f"{self.shown}: has member names that are not UTF-8; pack it again") from None
         except _ZIP_ERRORS as error:
             raise InputError(f"{self.shown}: is no usable zip file ({first_line(error)})") from None
         members = [info for info in self._zip.infolist() if not info.filename.endswith("/")]
+        self._problems = _overlapping(members) | _replaced(members)
         self.entries = sorted(map(_entry, members), key=lambda entry: entry.name)
 
     def read(self, handle: zipfile.ZipInfo, limit: int) -> bytes:
+        if problem := self._problems.get(_key(handle)):
+            raise BadImageError(problem)
         if handle.flag_bits & 0x1:
             raise BadImageError("encrypted")
         # Others unpack a whole block at once, whatever it grows to.
@@ -137,6 +135,41 @@ class _Zip:
                 return _read_limited(stream, limit)
         except _ZIP_ERRORS as error:
             raise BadImageError("damaged in the zip file", first_line(error)) from None
+
+
+def _stream(place: Place) -> Any:
+    if isinstance(place.fs, pafs.LocalFileSystem):
+        return open_regular(place.path)
+    check_file(place.fs, place.path)
+    return io.BufferedReader(place.fs.open_input_file(place.path), 1 << 18)
+
+
+_Key = tuple[str, int]
+_LOCAL_HEADER_BYTES = 30
+
+
+def _key(info: zipfile.ZipInfo) -> _Key:
+    return info.orig_filename, info.header_offset
+
+
+def _overlapping(members: Sequence[zipfile.ZipInfo]) -> dict[_Key, str]:
+    """Members that share bytes with the one after them, as in bombs that unpack the same bytes a million times."""
+    ordered = sorted(members, key=lambda info: info.header_offset)
+    return {
+        _key(info): "overlaps another member"
+        for info, after in pairwise(ordered)
+        if info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size > after.header_offset
+    }
+
+
+def _replaced(members: Sequence[zipfile.ZipInfo]) -> dict[_Key, str]:
+    """Members that a later one of the same name takes the place of, as it would when all are unpacked in order."""
+    last = {info.filename: info for info in members}
+    return {
+        _key(info): "replaced by a later member of the same name"
+        for info in members
+        if last[info.filename] is not info
+    }
 
 
 def _entry(info: zipfile.ZipInfo) -> Entry:

@@ -25,6 +25,7 @@ from distmetric.data.decode import (
 from distmetric.data.listing import ImageListing, ImageReader, ListedImage
 from distmetric.errors import InputError
 from distmetric.models.spec import EmbedderSpec
+from distmetric.regular_files import open_regular
 
 BATCH_SIZE = 512
 
@@ -158,10 +159,13 @@ def open_images(source: str, split: str | None = None) -> ImageSource:
 def is_catalog(source: str) -> bool:
     """Whether a source is a local Arrow file, whatever its name."""
     path = Path(source).expanduser()
-    if "://" in source or not path.is_file():
+    if "://" in source:
         return False
-    with path.open("rb") as file:
-        return file.read(6) == b"ARROW1"
+    try:
+        with open_regular(path) as file:
+            return file.read(6) == b"ARROW1"
+    except OSError:
+        return False  # who opens it will say why
 
 
 class CatalogImages:

@@ -106,6 +106,7 @@ class PartStore:
             with self._filesystem.open_input_file(self._path(number)) as stream:
                 file = pa.ipc.open_file(stream)
                 batch = file.get_batch(0).replace_schema_metadata(self._schema.metadata)
+                batch.validate(full=True)
                 bad = json.loads(file.schema.metadata[_ABOUT])["bad_images"]
         except (OSError, pa.ArrowException) as error:
             reason = " ".join(str(error).split())

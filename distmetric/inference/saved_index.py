@@ -142,6 +142,7 @@ def load_index(location: str, key: str, search: SearchConfig) -> SavedIndex:
             raise InputError(f"{key}={location} has index format {about['format']}, not {FORMAT}: delete it")
         mark, made_by = SourceMark(**about["gallery"]), about["made_by"]
         table = pq.read_table(f"{path}/{_ITEMS}", filesystem=filesystem).combine_chunks()
+        table.validate(full=True)
         rows = SearchSet(
             f"{key}={location}",
             mark,

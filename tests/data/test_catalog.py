@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from catalogs import ROWS, write_catalog
+from catalogs import ROWS, flip, tampered, write_catalog
 from distmetric.data.catalog import Catalog
 from distmetric.data.catalog_format import REQUIRED
 from distmetric.errors import InputError
@@ -55,7 +57,7 @@ def test_optional_columns_are_absent(path: Path) -> None:
     catalog = Catalog.open(path)
     assert catalog.cameras is None
     assert catalog.attribute_names == ()
-    assert pa.ipc.open_file(str(path)).schema.names == list(REQUIRED)
+    assert set(pa.ipc.open_file(str(path)).schema.names) == {*REQUIRED, "crc32"}
 
 
 def test_images_are_views_of_the_one_record_batch(path: Path) -> None:
@@ -123,20 +125,6 @@ def test_a_truncated_catalog_is_refused(path: Path) -> None:
         Catalog.open(path)
 
 
-def tampered(path: Path, change: Any, metadata: dict[bytes, bytes] | None = None, batches: int = 1) -> Path:
-    """Write the valid catalog again with `change` applied to its columns."""
-    batch = pa.ipc.open_file(str(path)).get_batch(0)
-    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-    change(columns)
-    meta = batch.schema.metadata if metadata is None else metadata
-    schema = pa.schema([(name, column.type) for name, column in columns.items()], metadata=meta)
-    target = path.with_suffix(".changed")
-    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for _ in range(batches):
-            writer.write_batch(pa.record_batch(list(columns.values()), schema=schema))
-    return target
-
-
 def test_catalogs_that_contradict_themselves_are_refused(path: Path) -> None:
     write_catalog(path, ROWS)
     assert len(Catalog.open(tampered(path, lambda _: None))) == 4
@@ -149,7 +137,13 @@ def test_catalogs_that_contradict_themselves_are_refused(path: Path) -> None:
         (lambda columns: columns.pop("group"), "the column group is missing"),
         (setting("label", [1, 2, 0, 1], pa.int32()), "column label is int32, not int64"),
         (setting("id", [1, 2, 2, 3], pa.int64()), "the column id repeats a value"),
-        (setting("id", [1, None, 2, 3], pa.int64()), "column id has empty values"),
+        (setting("id", [1, None, 2, 3], pa.int64()), "column id has empty values .the first in row 1"),
+        (setting("id", [1, 5, -2, 3], pa.int64()), "the column id has -2 in row 2; .* ids from 0"),
+        (
+            setting("label_name", ["b", "c", None, "b"], large),
+            "label_name has empty values .the first in row 2",
+        ),
+        (setting("crc32", [1] * 4, pa.int64()), "column crc32 is int64, not uint32"),
         (setting("label", [1, 3, 0, 1], pa.int64()), "not one to one"),
         (setting("label", [1, 2, 0, 2], pa.int64()), "not one to one"),
         (setting("label_name", ["b", "c", "a", "c"], large), "not one to one"),
@@ -166,3 +160,68 @@ def test_catalogs_that_contradict_themselves_are_refused(path: Path) -> None:
         Catalog.open(tampered(path, lambda _: None, metadata={}))
     with pytest.raises(InputError, match="catalog of version '99'"):
         Catalog.open(tampered(path, lambda _: None, metadata={b"format_version": b"99", b"fingerprint": b""}))
+
+
+def test_any_bit_that_flips_is_seen(path: Path) -> None:
+    """In columns on opening; in the bytes of an image when that one is read, and the others can be read still."""
+    write_catalog(path, ROWS, camera=[2, None, 0, 1], attributes=[{"hue": "red"}, {}, None, {"age": "9"}])
+    whole, data = Catalog.open(path), path.read_bytes()
+    columns = ["ids", "labels", "label_names", "groups", "cameras", "widths", "heights", "splits"]
+
+    def content(catalog: Catalog) -> list[str]:
+        found = [str(getattr(catalog, name)) for name in columns]
+        found += [str(catalog.attribute(name)) for name in catalog.attribute_names]
+        return [*found, catalog.fingerprint, *map(catalog.source_path, range(4))]
+
+    expected, pixels = content(whole), data.index(b"onethreefour!6")
+    said: list[str] = []
+    for at in sorted({*range(0, len(data), 13), *range(pixels, pixels + 14)}):
+        path.write_bytes(data)
+        flip(path, at, 1 << at % 8)
+        try:
+            catalog = Catalog.open(path)
+        except InputError as error:
+            said.append(str(error))
+            continue
+        assert content(catalog) == expected, at
+        for row in range(4):
+            try:
+                assert bytes(catalog.image_bytes(row)) == ROWS[row][0]
+            except InputError as error:
+                said.append(str(error))
+    assert all(each.startswith(f"{path}: ") for each in said)
+    damaged = [each for each in said if "the image of row" in each]
+    assert sum("row 1, id 1 (in/1.png) is damaged: its checksum" in each for each in damaged) >= len(b"three")
+    assert len(damaged) >= 14
+    assert len(said) > 100
+
+
+def test_a_catalog_that_is_cut_off_while_open_is_an_error_and_not_the_end_of_the_process(path: Path) -> None:
+    write_catalog(path, [(bytes(100_000), name, "train") for name in "ab"])
+    catalog = Catalog.open(path)
+    with path.open("r+b") as file:
+        file.truncate(5_000)
+    with pytest.raises(InputError, match=r"was changed while in use; .* replace catalogs in one step"):
+        catalog.image_bytes(1)
+
+
+def test_catalogs_of_older_releases_have_no_checksums_and_can_be_read(path: Path) -> None:
+    write_catalog(path, ROWS)
+    old = Catalog.open(tampered(path, lambda columns: columns.pop("crc32")))
+    assert [bytes(old.image_bytes(row)) for row in range(4)] == [row[0] for row in ROWS]
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for name, reason in (
+            (tmp_path / "pipe", "not a regular file"),
+            (tmp_path / "socket", "not a regular file"),
+            ("/dev/zero", "not a regular file"),
+            (tmp_path / "loop", "Too many levels of symbolic links"),
+            ("/proc/self/mem", "is empty"),
+        ):
+            with pytest.raises(InputError, match=reason):
+                Catalog.open(name)

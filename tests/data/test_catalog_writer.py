@@ -78,6 +78,8 @@ def test_an_error_leaves_the_old_catalog_and_no_leftovers(path: Path) -> None:
         ({"id": 0}, "an id was added twice"),
         ({"split": None}, "class 'a' has no split"),
         ({"camera": -1}, "camera=-1 is negative"),
+        ({"camera": 1 << 63}, "camera=9223372036854775808 is too large; number the cameras from 0"),
+        ({"id": -7}, "id=-7 is negative; number the ids from 0"),
         ({"image": b""}, "has no bytes"),
         ({"label_name": ""}, "has no class name"),
     ],
@@ -119,3 +121,23 @@ def test_a_target_that_cannot_be_one(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         CatalogWriter(tmp_path / "file" / "set.arrow")
+
+
+def test_folders_that_were_made_for_nothing_are_gone_again(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for fails in (True, False):
+        try:
+            with CatalogWriter(tmp_path / "there" / "new" / "newer" / "set.arrow") as writer:
+                writer.add(b"x", "a", group="g", path="p", width=1, height=1, split="train")
+                assert not fails, "as if something went wrong"
+        except AssertionError:
+            assert list((tmp_path / "there").iterdir()) == []
+    assert len(Catalog.open(tmp_path / "there" / "new" / "newer" / "set.arrow")) == 1
+    with pytest.raises(InputError), CatalogWriter(tmp_path / "other" / "set.arrow"):
+        (tmp_path / "other" / "file").write_text("of another program")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["file"]
+
+
+def test_the_fingerprint_does_not_depend_on_checksums(path: Path) -> None:
+    """So that equal data keep the one they had before catalogs had checksums, and runs of that time can go on."""
+    assert write_catalog(path, ROWS) == "49ade885464cd4d6d361b3f8d95cb88a7e6792ef0197c58bded543cb49dd9e40"

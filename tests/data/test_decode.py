@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from distmetric.data import decode
 from distmetric.data.catalog import Catalog
 from distmetric.data.catalog_writer import CatalogWriter
 from distmetric.data.decode import BadImageError, ImageStore, check_image, decode_image
@@ -167,6 +173,88 @@ def test_of_an_animation_the_first_frame_counts() -> None:
     assert decode_image(data, 8, 1).max() == 10
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "MPO"])
+def test_of_an_animation_or_several_pages_in_any_format_the_first_counts(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (10, 200)]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    assert check_image(data) == (8, 8)
+    assert np.abs(decode_image(data, 8, 1).astype(int) - 10).max() <= 2
+
+
+def test_a_palette_with_several_transparencies_is_laid_on_white() -> None:
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 0, 100, 100, 100])
+    palette.putpixel((1, 0), 1)
+    data = encode(palette, transparency=b"\x00\xff")
+    assert decode_image(data, (1, 2), 1).tolist() == [[[255, 100]]]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_profiles_and_exif_that_are_none_do_not_make_the_pixels_worse(kind: str) -> None:
+    plain = check_image(encode(NOISE, kind))
+    wrong = {"icc_profile": b"no profile" * 9, "exif": b"Exif\0\0II*\0\xff\xff\xff\xff" + b"\xff" * 40}
+    data = encode(NOISE, kind, **({"icc_profile": wrong["icc_profile"]} if kind == "TIFF" else wrong))
+    assert check_image(data) == plain
+    assert decode_image(data, 9).shape == (3, 9, 9)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_that_nobody_checked_have_a_limit_too() -> None:
+    bomb = png_header(11_000, 11_000)
+    with pytest.raises(BadImageError, match=r"too many pixels \(11000 x 11000, limit 100,000,000\)"):
+        decode_image(bomb, 4)
+    with pytest.raises(BadImageError, match="truncated"):
+        decode_image(bomb, 4, max_pixels=None)
+    assert decode_image(encode(NOISE), 4, max_pixels=2000).shape == (3, 4, 4)
+
+
+def test_one_large_image_at_a_time_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a folder of images of 100 megapixels does not take as many of them in memory as there are cores."""
+    open_now, most = [0], [0]
+    load = decode._load
+
+    def watched(image: Image.Image) -> Any:
+        open_now[0] += 1
+        most[0] = max(most[0], open_now[0])
+        time.sleep(0.005)
+        open_now[0] -= 1
+        return load(image)
+
+    monkeypatch.setattr(decode, "_load", watched)
+    data = encode(NOISE)
+    for limit, expected in ((len(NOISE) * 50 - 1, {1}), (1 << 30, {2, 3, 4})):
+        monkeypatch.setattr(decode, "_LARGE_PIXELS", limit)
+        most[0] = 0
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(check_image, [data] * 16)) == [(50, 40)] * 16
+        assert most[0] in expected
+
+
+def test_what_pillow_warns_of_is_not_printed_beside_our_sentence(tmp_path: Path) -> None:
+    program = (
+        "import sys; from distmetric.data.decode import check_image, BadImageError\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: check_image(open(name, 'rb').read())\n"
+        "    except BadImageError as error: print(error)"
+    )
+    tiff = bytearray(encode(NOISE, "TIFF"))
+    tiff[4:8] = struct.pack("<I", len(tiff) - 6)
+    (tmp_path / "large").write_bytes(png_header(9_400, 9_600))
+    (tmp_path / "tiff").write_bytes(bytes(tiff))
+    files = [str(tmp_path / "large"), str(tmp_path / "tiff")]
+    with pytest.warns(Image.DecompressionBombWarning), suppress(BadImageError):
+        check_image((tmp_path / "large").read_bytes())
+    with pytest.warns(UserWarning, match="EXIF"), suppress(BadImageError):
+        check_image((tmp_path / "tiff").read_bytes())
+    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 2
+
+
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
     with CatalogWriter(tmp_path / "set.arrow") as writer:
@@ -225,5 +313,5 @@ def test_a_bad_image_in_a_catalog_is_named(tmp_path: Path, threads: int) -> None
     with CatalogWriter(tmp_path / "set.arrow") as writer:
         for number, data in enumerate((encode(NOISE), b"hello")):
             writer.add(data, "a", group="a", path=f"in/{number}.png", width=1, height=1, split="train")
-    with pytest.raises(InputError, match=r"the image of row 1 \(in/1.png\) is unusable: not an image"):
+    with pytest.raises(InputError, match=r"the image of row 1, id 1 \(in/1.png\) is unusable: not an image"):
         ImageStore(Catalog.open(tmp_path / "set.arrow"), 8, threads=threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow.fs as pafs
@@ -31,9 +32,17 @@ def test_files_that_are_no_sources(tmp_path: Path, out: Path) -> None:
             ingest([source], out)
         assert "\n" not in str(caught.value)
         assert "secret" not in str(caught.value)
-        assert list(out.parent.iterdir()) == []
+        assert not out.parent.exists()
     with pytest.raises(InputError, match="sources is empty"):
         ingest([], out)
+
+
+def test_a_source_whose_own_name_is_not_utf8_is_one_line(tmp_path: Path, out: Path) -> None:
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    make_folder(Path(source), FILES)
+    for name, manifest in ((source, None), (str(tmp_path), f"{source}/m.csv")):
+        with pytest.raises(InputError, match=r"/\\xff\S*: is not UTF-8; rename it"):
+            ingest([name], out, manifest=manifest)
 
 
 def test_uris_are_sources_too(tmp_path: Path, out: Path) -> None:

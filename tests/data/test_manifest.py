@@ -54,7 +54,7 @@ def test_manifests_with_mistakes(tmp_path: Path, out: Path, text: str, message: 
     with pytest.raises(InputError, match=message) as caught:
         ingest([make_folder(tmp_path / "in", FILES)], out, manifest=str(tmp_path / "m.csv"))
     assert "\n" not in str(caught.value)
-    assert list(out.parent.iterdir()) == []
+    assert not out.parent.exists()
 
 
 def test_a_manifest_that_is_not_there_or_not_text(tmp_path: Path, out: Path) -> None:
@@ -64,6 +64,15 @@ def test_a_manifest_that_is_not_there_or_not_text(tmp_path: Path, out: Path) -> 
     (tmp_path / "m.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
     with pytest.raises(InputError, match=r"it has to be CSV in UTF-8"):
         ingest([source], out, manifest=str(tmp_path / "m.csv"))
+
+
+def test_paths_and_labels_may_have_line_breaks(tmp_path: Path, out: Path) -> None:
+    """With a byte order mark, and lines that end as on Windows."""
+    source = make_folder(tmp_path / "in", {"a\n1.png": png(1), "a\r\n2.png": png(2)})
+    text = 'path,label\r\n"a\n1.png","one\ntwo"\r\n"a\r\n2.png",three\r\n'
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert ingest([source], out, manifest=str(tmp_path / "m.csv")).rows == 2
+    assert Catalog.open(out).label_names == ["one\ntwo", "three"]
 
 
 def test_a_manifest_cannot_describe_parquet(tmp_path: Path, out: Path) -> None:

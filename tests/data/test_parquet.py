@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from distmetric.data import parquet
 from distmetric.data.catalog import Catalog
 from distmetric.data.ingest import ingest
 from distmetric.errors import InputError
@@ -83,3 +87,64 @@ def test_parquet_as_hugging_face_writes_it(tmp_path: Path, out: Path) -> None:
 def test_parquet_with_wrong_columns(tmp_path: Path, out: Path, columns: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ingest([make_parquet(tmp_path / "in.parquet", columns)], out)
+
+
+def test_parquet_with_the_other_types_that_arrow_has(tmp_path: Path, out: Path) -> None:
+    columns = {
+        "image": pa.array([png(1), png(2), png(3)], pa.large_binary()),
+        "label": pa.array(["a", "b", "a"], pa.large_string()).dictionary_encode(),
+        "split": pa.nulls(3),
+        "group": pa.array([1, 2, 1], pa.uint8()),
+        "camera": pa.array([0, None, 2**63 - 1], pa.uint64()),
+        "attributes": [{"hue": "red", "day": datetime.date(2020, 1, 2), "old": True}, None, {"hue": None}],
+    }
+    ingest([make_parquet(tmp_path / "in.parquet", columns)], out)
+    catalog = Catalog.open(out)
+    assert (catalog.label_names, catalog.groups.tolist()) == (["a", "b"], ["1", "2", "1"])
+    assert catalog.cameras is not None
+    assert catalog.cameras.tolist() == [0, -1, 2**63 - 1]
+    assert catalog.attribute("day").tolist() == ["2020-01-02", None, None]
+
+
+def test_one_large_image_for_many_rows_is_not_unpacked_for_all_at_once(tmp_path: Path, out: Path) -> None:
+    """A few kilobytes of Parquet, since a value that repeats is there once."""
+    rows, size = 64, 8 << 20
+    images = pa.DictionaryArray.from_arrays(
+        pa.array([0] * rows + [1, 2]), pa.array([bytes(size), png(1), png(2)])
+    )
+    table = pa.table({"image": images, "label": ["a"] * (rows + 1) + ["b"]})
+    pq.write_table(table, tmp_path / "in.parquet", store_schema=False, dictionary_pagesize_limit=1 << 30)
+    assert (tmp_path / "in.parquet").stat().st_size < 4 << 20
+    pa.default_memory_pool().release_unused()
+    before = pa.default_memory_pool().bytes_allocated()
+    most = [0]
+    batches = parquet._batches
+
+    def watched(*arguments: Any) -> Any:
+        for batch in batches(*arguments):
+            most[0] = max(most[0], pa.default_memory_pool().bytes_allocated() - before)
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parquet, "_batches", watched)
+        patch.setattr(parquet, "_BATCH_BYTES", 16 << 20)
+        result = ingest([str(tmp_path / "in.parquet")], out, max_image_bytes=1000)
+    assert (result.rows, result.bad_counts) == (2, {"too many bytes": rows})
+    assert most[0] < 8 * size
+
+
+def test_class_names_of_hugging_face_cannot_break_the_file(tmp_path: Path, out: Path) -> None:
+    for names, expected in (
+        (["a\ud800", "b\n"], ["a\\ud800", "b\\n"]),
+        ("ab", ["0", "1"]),
+        ([None, {}], ["None", "{}"]),
+    ):
+        metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+        source = make_parquet(tmp_path / "in.parquet", {"image": [png(1), png(2)], "label": [0, 1]}, metadata)
+        ingest([source], out)
+        assert Catalog.open(out).label_names == expected
+    source = make_parquet(
+        tmp_path / "in.parquet", {"image": [png(1), png(2)], "label": [0, 1]}, {"huggingface": "[" * 100_000}
+    )
+    ingest([source], out)
+    assert Catalog.open(out).label_names == ["0", "1"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distmetric.data.splits import by_group, by_ratio, check_fractions, check_given
+from distmetric.data.splits import by_group, by_ratio, check_answerable, check_fractions, check_given
 from distmetric.errors import InputError
 
 NAMES = st.sets(st.text(min_size=1, max_size=6), min_size=4, max_size=40)
@@ -102,3 +103,10 @@ def test_given_splits_are_checked() -> None:
         check_given([("a", "train"), ("b", "dev")])
     with pytest.raises(InputError, match="nothing for training"):
         check_given([("a", "test"), ("b", "test")])
+
+
+def test_a_split_of_lone_images_has_nothing_to_find() -> None:
+    check_answerable(np.array([3, 1, 3]), "test")
+    for labels in ([], [5], [2, 1, 3]):
+        with pytest.raises(InputError, match=r"^test: every class has one image only"):
+            check_answerable(np.array(labels, np.int64), "test")

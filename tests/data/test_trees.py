@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 import tracemalloc
 import zipfile
@@ -25,6 +26,36 @@ def test_an_unreadable_file_and_a_pipe_are_listed(tmp_path: Path, out: Path) -> 
     result = ingest([source], out)
     assert result.bad_counts == {"unreadable": 2}
     assert result.rows == 8
+
+
+def test_what_is_no_file_is_listed_and_not_waited_for(tmp_path: Path, out: Path) -> None:
+    source = make_folder(tmp_path / "in", FILES)
+    folder = tmp_path / "in" / "a"
+    (folder / "folder.png").mkdir()
+    for name, target in (("zero", "/dev/zero"), ("loop", folder / "loop.png"), ("memory", "/proc/self/mem")):
+        (folder / f"{name}.png").symlink_to(target)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket.png"))
+        result = ingest([source], out)
+    assert result.rows == 8
+    assert dict(result.bad_images) == {
+        f"{folder}/loop.png": "unreadable (Too many levels of symbolic links)",
+        f"{folder}/memory.png": "unreadable (Input/output error)",
+        f"{folder}/socket.png": "unreadable (not a regular file)",
+        f"{folder}/zero.png": "unreadable (not a regular file)",
+    }
+
+
+def test_names_may_have_line_breaks_and_be_as_long_as_they_can(tmp_path: Path, out: Path) -> None:
+    names = ["a/line\nbreak.png", f"a/{'ä' * 125}.png", f"{'b' * 255}/{'c' * 250}.png", "a/\x1b[31m.png"]
+    files = {name: png(number) for number, name in enumerate(names)}
+    long = {f"{'d/' * 2000}{'e' * 20_000}.png": png(9)}
+    for source in (make_folder(tmp_path / "in", files), make_zip(tmp_path / "in.zip", files | long)):
+        result = ingest([source], out)
+        paths = [Catalog.open(out).source_path(row) for row in range(result.rows)]
+        assert (result.rows, result.bad_images) == (4 + source.endswith(".zip"), ())
+        assert f"{source}/a/line\\nbreak.png" in paths
+        assert all(path.isprintable() for path in paths)
 
 
 def test_names_that_are_not_utf8_and_folders_that_contain_themselves(tmp_path: Path, out: Path) -> None:
@@ -113,6 +144,54 @@ def test_zip_names_in_any_encoding(tmp_path: Path, out: Path) -> None:
     flagged.write_bytes(flagged.read_bytes().replace("ÄÄ".encode(), b"\xff\xff\xff\xff"))
     with pytest.raises(InputError, match="member names that are not UTF-8; pack it again"):
         ingest([str(flagged)], out)
+
+
+def test_members_that_share_their_bytes_are_listed_not_read(tmp_path: Path, out: Path) -> None:
+    """As in bombs of which every member is the same bytes: each would pass every other limit."""
+    path = Path(make_zip(tmp_path / "in.zip", FILES | {f"a/same{i}.png": png(99) for i in range(50)}))
+    data = bytearray(path.read_bytes())
+    entries = [at for at in range(len(data)) if data[at : at + 4] == b"PK\x01\x02"]
+    same = [at for at in entries if data[at + 46 :].startswith(b"a/same")]
+    for at in same:
+        data[at + 42 : at + 46] = data[same[0] + 42 : same[0] + 46]
+    path.write_bytes(bytes(data))
+    result = ingest([str(path)], out)
+    assert result.bad_counts["overlaps another member"] == 49
+    assert sum(result.bad_counts.values()) == 50 - (result.rows - 8)
+
+
+def test_of_members_of_one_name_the_last_one_counts(tmp_path: Path, out: Path) -> None:
+    source = make_zip(tmp_path / "in.zip", FILES)
+    with zipfile.ZipFile(source, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("a/0.png", png(77))
+    result = ingest([source], out)
+    assert result.bad_counts == {"replaced by a later member of the same name": 1}
+    assert rows_of(result) == {
+        (name[0], name[0], data) for name, data in (FILES | {"a/0.png": png(77)}).items()
+    }
+
+
+def test_archives_in_archives_are_not_opened(tmp_path: Path, out: Path) -> None:
+    inner = Path(make_zip(tmp_path / "inner.zip", {"a/1.png": png(1)})).read_bytes()
+    result = ingest(
+        [make_zip(tmp_path / "in.zip", FILES | {"a/inner.zip": inner, "a/inner.png": inner})], out
+    )
+    assert (result.rows, result.files_ignored, result.bad_counts) == (8, 1, {"not an image": 1})
+
+
+def test_many_members_cost_no_more_than_their_names(tmp_path: Path, out: Path) -> None:
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(3_000):
+            archive.writestr(f"a/{number}.png", b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="no usable image; unusable: 3000 empty"):
+            ingest([str(path)], out)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20 * path.stat().st_size
 
 
 def test_random_damage_to_a_zip_never_crashes(tmp_path: Path, out: Path) -> None:

@@ -153,3 +153,54 @@ def test_other_endings_and_places_that_cannot_be_written_are_one_line(tmp_path) 
         EmbeddingWriter(str(tmp_path / "file" / "e.arrow"), schema),
     ):
         pass
+
+
+def test_a_file_that_says_it_has_more_rows_than_it_has_is_damaged(tmp_path, monkeypatch) -> None:
+    for ending in ("parquet", "arrow"):
+        location = write(tmp_path / f"e.{ending}", EXTRAS)
+        for rows, says in (
+            (1 << 50, r"says it has 1125899906842624 rows of 3 numbers, which do not fit in memory"),
+            (8, r"is damaged: it has not the 8 rows that it says it has"),
+            (6, r"is damaged: it has not the 6 rows that it says it has"),
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(embedding_file._OpenFile, "count", lambda _, rows=rows: rows)
+                with pytest.raises(InputError, match=says):
+                    read_embedding_file(location)
+
+
+def test_offsets_that_lead_out_of_an_arrow_file_are_seen_before_they_are_followed(tmp_path) -> None:
+    location = Path(write(tmp_path / "e.arrow", {}, cuts=(0, 7)))
+    offsets = bytes(pa.ipc.open_file(str(location)).get_batch(0).column("label_name").buffers()[1])
+    data = location.read_bytes()
+    assert data.count(offsets) == 1
+    location.write_bytes(data.replace(offsets, offsets[:4] + b"\xff\xff\xff\x7f" + offsets[8:]))
+    with pytest.raises(InputError, match="is no usable Parquet or Arrow file"):
+        read_embedding_file(str(location))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_text_that_is_not_utf8_is_one_line(tmp_path, ending) -> None:
+    location = Path(write(tmp_path / f"e.{ending}", EXTRAS, cuts=(0, 7)))
+    data = location.read_bytes()
+    # Parquet has its metadata twice, once in an encoding of Arrow's.
+    cases = [("ä".encode(), b"\xff\xfe"), *([(b"some/where", b"some/wher\xff")] if ending == "arrow" else [])]
+    for old, new in cases:
+        assert old in data
+        location.write_bytes(data.replace(old, new))
+        with pytest.raises(InputError, match="is no usable Parquet or Arrow file") as raised:
+            read_embedding_file(str(location))
+        assert str(raised.value).isprintable()
+
+
+def test_every_row_has_an_id_of_its_own_from_0(tmp_path) -> None:
+    table = pq.read_table(write(tmp_path / "e.parquet", EXTRAS))
+    for ids, says in (
+        ([4, 9, 2, 9, 1, 0, 3], "id 9 is in row 1 and again in row 3: give every row its own"),
+        ([4, 9, 2, -9, 1, 0, 3], "id -9 in row 3 is negative: number the rows from 0"),
+    ):
+        pq.write_table(table.set_column(0, "id", pa.array(ids)), tmp_path / "bad.parquet")
+        with pytest.raises(InputError, match=says):
+            read_embedding_file(str(tmp_path / "bad.parquet"))
+    pq.write_table(table.set_column(0, "id", pa.array([4, 9, 2, 8, 1, 0, 3])), tmp_path / "good.parquet")
+    assert read_embedding_file(str(tmp_path / "good.parquet")).ids.tolist() == [4, 9, 2, 8, 1, 0, 3]
