@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from distmetric.secrets import masked
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
@@ -43,7 +45,7 @@ class ModelCard:
     model: str
 
     def tags(self) -> dict[str, str]:
-        """As texts by name, what is not known left out; numbers to the last digit, because versions are compared."""
+        """As texts by name, without what is not known; numbers to the last digit, because versions are compared."""
         known = {
             **{name: repr(float(value)) for name, value in self.metrics.items()},
             **{name: repr(value) for name, value in self.calibration.items()},
@@ -60,7 +62,7 @@ class ModelCard:
             "embedding_dim": str(self.embedding_dim),
             "distmetric": self.version,
         }
-        return {name: value for name, value in known.items() if value}
+        return masked({name: value for name, value in known.items() if value})
 
     def note(self) -> str:
         """A few lines of Markdown."""
@@ -80,7 +82,7 @@ class ModelCard:
             'Input: a table with the column "image", the content of image files. '
             f"Loads wherever distmetric {self.version} is installed."
         )
-        return "\n\n".join(lines)
+        return masked("\n\n".join(lines))
 
 
 def reason_to_stay(new: Mapping[str, str], current: Mapping[str, str]) -> str | None:

@@ -19,8 +19,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.tracking.mlflow_tracker import artifact_root, find_experiment, unreachable
+from distmetric.secrets import masked
+from distmetric.tracking.address import database_path, without_credentials
+from distmetric.tracking.mlflow_server import artifact_root, find_experiment, unreachable
 from distmetric.tracking.model_card import ModelCard, reason_to_stay
+from distmetric.tracking.server import RefusedError
 
 BEST = "best"
 
@@ -232,21 +235,24 @@ class ModelRegistry:
     @contextmanager
     def _explained(self, asked: str = "") -> Iterator[None]:
         """A user's mistake in one line, where MLflow has an exception."""
-        path = self.uri.removeprefix("sqlite:///")
-        if path != self.uri and not Path(path).parent.is_dir():
+        path = database_path(self.uri)
+        if path is not None and not path.parent.is_dir():
             raise ResourceError(
                 f"MLflow's database {path} is not there: give tracking_uri=..., or run this where it is"
             )
+        shown = without_credentials(self.uri)
         try:
             yield
+        except RefusedError as error:
+            raise unreachable(self.uri, error, "check tracking_uri") from None
         except MlflowException as error:
             if error.error_code == "INVALID_PARAMETER_VALUE":
-                reason = " ".join(str(error).split())[:300]
-                raise InputError(f"MLflow does not accept {asked or self.uri}: {reason}") from None
+                reason = masked(" ".join(str(error).split()))[:300]
+                raise InputError(f"MLflow does not accept {asked or shown}: {reason}") from None
             raise unreachable(self.uri, error, "check tracking_uri") from None
         except OSError as error:
             raise ResourceError(
-                f"MLflow at {self.uri} cannot store the model: {' '.join(str(error).split())}; check where its "
+                f"MLflow at {shown} cannot store the model: {masked(' '.join(str(error).split()))}; check where its "
                 "artifacts are kept"
             ) from None
 

@@ -1,130 +1,301 @@
-"""A run in MLflow from its opening to its truthful end, and which code made it."""
+"""A run from its opening to its truthful end, in its folder and on a tracking server, and which code made it."""
 
 from __future__ import annotations
 
 import getpass
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
+from distmetric.errors import ResourceError, StoppedError, TakenOverError
+from distmetric.secrets import masked
+from distmetric.tracking import attachments
+from distmetric.tracking.delivery import Delivery, count_waiting, read_delivered
+from distmetric.tracking.journal import (
+    FOLDER,
+    TOLD,
+    JournalWriter,
+    now,
+    read_history,
+    read_run_record,
+    read_status,
+    read_stream,
+    remove_history,
+)
+from distmetric.tracking.journal_tracker import JournalTracker
+from distmetric.tracking.server import Server
 from distmetric.tracking.tracker import History, NullTracker, Tracker
+
+_NOTE, _ERROR, _RESUMED = "mlflow.note.content", "distmetric.error", "resumed"
+
+log = logging.getLogger(__name__)
+
+
+def _say(_: int, line: str) -> None:
+    log.warning("%s", line)
 
 
 class TrackedRun:
-    """A run in MLflow, or nothing at all behind the same calls.
+    """A run, as the process that drives it sees it: all that it tells is kept in the history in the run's folder.
+
+    Where there is a server, what the history has, rank 0's measurements too, is brought there meanwhile (`Delivery`).
+    Secrets are masked before anything is kept. Several threads may tell.
 
     Args:
-        uri: Tracking URI, None for untracked.
-        run_id: The run there.
+        run_dir: Folder of the run, a path or URI; None for a run that keeps nothing.
+
+    The history has these records, beside measurements: {"kind": "run", "name", "key", "time", "params", "tags"},
+    {"kind": "tags", "tags"} where None deletes one, {"kind": "dataset", "name", "digest", "location"},
+    {"kind": "attach", "file"} and {"kind": "status", "status", "reason", "time"}.
     """
 
-    def __init__(self, uri: str | None = None, run_id: str | None = None) -> None:
-        self.uri, self.run_id = uri, run_id
-        self._run = None
-        if uri is not None and run_id is not None:
-            from distmetric.tracking.mlflow_tracker import MLflowRun
-
-            self._run = MLflowRun(uri, run_id)
+    def __init__(self, run_dir: str | None = None) -> None:
+        self._run_dir = None if run_dir is None else run_dir.rstrip("/")
+        self._server: Server | None = None
+        self._delivery: Delivery | None = None
+        self._writer: JournalWriter | None = None
+        self._writing = threading.Lock()
+        self._tell: Callable[[int, str], None] = _say
+        self._said_waiting = False
+        self._later = f"resume={self._run_dir} delivers it, whether the run has ended or not"
 
     @classmethod
     def create(
         cls,
-        uri: str | None,
-        experiment: str,
-        output_dir: str,
+        run_dir: str,
+        server: Server | None,
         name: str,
         params: Mapping[str, Any],
         tags: Mapping[str, str],
+        tell: Callable[[int, str], None] = _say,
+        later: str | None = None,
+        fresh: bool = True,
     ) -> TrackedRun:
         """Open a new run.
 
         Args:
-            uri: Tracking URI; None for the environment's, else a database in `output_dir`.
-            experiment: Name of the experiment; made if it is not there.
-            output_dir: Where the outputs go, and the artifacts too where tracking is a local database.
+            run_dir: Its folder, a path or URI; nothing is written if the server refuses.
+            server: Where it is tracked; None for nowhere.
             name: Name of the run.
             params: Dotted keys and values of the configuration.
             tags: What else to know of the run; the commit, the command and the user are added.
+            tell: Called with a step and a line when the server does not take records, and when it does again.
+            later: What becomes of what the server has not taken in the end, where it is not what a run does.
+            fresh: Whether a history that is there is of a run that was killed before it had a name, and is removed.
 
         Raises:
-            ResourceError: If the tracking server cannot be used.
+            ResourceError: If the server answers and refuses, or the folder cannot be written.
         """
-        from distmetric.tracking.mlflow_tracker import MLflowRun, tracking_uri
+        tracked = cls(run_dir)
+        tracked._later = later or tracked._later
+        run = {
+            "kind": "run",
+            "name": name,
+            "key": uuid.uuid4().hex,
+            "time": now(),
+            "params": {
+                key: "null" if value is None else str(value) for key, value in masked(dict(params)).items()
+            },
+            "tags": masked({**_origin(), **tags}),
+        }
+        if fresh:
+            remove_history(run_dir)
+        tracked._bring_to(server, run, tell)
+        tracked._write(run, _status("RUNNING"))
+        return tracked
 
-        uri = tracking_uri(uri, output_dir)
-        local = uri.startswith("sqlite:") and "://" not in output_dir
-        artifacts = (Path(output_dir).expanduser().absolute() / "artifacts").as_uri() if local else None
-        tags = {**_origin(), **tags}
-        return cls(uri, MLflowRun.create(uri, experiment, name, params, tags, artifacts).run_id)
+    @classmethod
+    def resume(
+        cls, run_dir: str, server: Server | None, tell: Callable[[int, str], None] = _say
+    ) -> TrackedRun:
+        """Open a run again that was opened before, and mark it as running.
+
+        Args:
+            run_dir: Its folder.
+            server: Where it is tracked from now on; one that does not know the run gets all of its history.
+            tell: See `create`.
+
+        Raises:
+            ResourceError: If the server answers and refuses, or the folder cannot be written.
+        """
+        tracked = cls.own(run_dir, server, tell)
+        begun = sum(
+            record["kind"] == "status" and record["status"] == "RUNNING"
+            for record in read_stream(run_dir, TOLD)
+        )
+        tracked._write(
+            _status("RUNNING"), {"kind": "tags", "tags": {_ERROR: None, _RESUMED: str(max(begun, 1))}}
+        )
+        return tracked
+
+    @classmethod
+    def own(cls, run_dir: str, server: Server | None, tell: Callable[[int, str], None] = _say) -> TrackedRun:
+        """Speak for a run that was opened before and that no other process speaks for; see `resume`."""
+        tracked = cls(run_dir)
+        if (run := read_run_record(run_dir)) is not None:
+            tracked._bring_to(server, run, tell)
+        return tracked
+
+    @property
+    def run_id(self) -> str | None:
+        """Its identity on the server; None without one, and as long as the server has not given it one."""
+        if self._delivery is not None:
+            return self._delivery.run_id
+        return None if self._run_dir is None else read_delivered(self._run_dir).get("run_id")
+
+    @property
+    def server(self) -> Server | None:
+        """Where it is tracked."""
+        return self._server
+
+    @property
+    def uri(self) -> str | None:
+        """Address of the server, without credentials."""
+        return None if self._server is None else self._server.address
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """End the run as finished, as failed after an exception, as killed after an interrupt."""
+        """End the run as finished, as failed after an exception, as killed after it was stopped.
+
+        Nothing is told of a run that another process has taken over.
+        """
         try:
             yield
-        except BaseException as error:
-            if self._run is not None:
-                interrupted = isinstance(error, (KeyboardInterrupt, SystemExit))
-                reason = " ".join(str(error).split())[:5000]
-                self._run.finish("KILLED" if interrupted else "FAILED", {"distmetric.error": reason})
+        except TakenOverError:  # it goes on, and who has taken it speaks for it
             raise
-        if self._run is not None:
-            self._run.finish("FINISHED", {})
+        except BaseException as error:
+            interrupted = isinstance(error, (KeyboardInterrupt, SystemExit, StoppedError))
+            try:
+                self.end("KILLED" if interrupted else "FAILED", " ".join(str(error).split()))
+            except ResourceError as second:
+                log.warning("%s", second)
+            self._let_go()
+            raise
+        self.end("FINISHED")
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str = "") -> None:
-        """End the run as it has ended, where the process that ran it cannot say so."""
-        if self._run is not None:
-            self._run.finish(status, {"distmetric.error": reason[:5000]} if reason else {})
+        """End the run as it has ended, and have the server know, if it answers in time."""
+        if self.status() == (status, masked(reason)[:5000]):
+            self.settle()
+            return
+        told: list[dict[str, Any]] = []
+        if reason or self.status()[1]:
+            told = [{"kind": "tags", "tags": {_ERROR: masked(reason)[:5000] or None}}]
+        self._write(*told, _status(status, masked(reason)[:5000]))
+        self.settle()
 
-    def reopen(self) -> None:
-        """Mark the run as running again."""
-        if self._run is not None:
-            self._run.reopen()
+    def settle(self) -> int:
+        """Wait until the server has everything, as long as it goes on taking it.
+
+        Returns:
+            How many records wait for it; that they do is told once.
+        """
+        if self._delivery is None or self._delivery.settle():
+            return 0
+        assert self._run_dir is not None
+        assert self._server is not None
+        waiting = count_waiting(self._run_dir, self._server.address)
+        if waiting and not self._said_waiting:
+            self._said_waiting = True
+            self._tell(
+                self._delivery.step,
+                f"MLflow at {self.uri} has not got all of the run; what it lacks is in {self._run_dir}/{FOLDER}: "
+                f"{self._later}",
+            )
+        return waiting
+
+    def close(self) -> int:
+        """Settle, then let go of the server; returns what `settle` does."""
+        waiting = self.settle()
+        self._let_go()
+        return waiting
 
     def tracker(self) -> Tracker:
         """What logs measurements into the run from this process."""
-        if self.uri is None or self.run_id is None:
-            return NullTracker()
-        from distmetric.tracking.mlflow_tracker import MLflowTracker
-
-        return MLflowTracker(self.uri, self.run_id)
+        return NullTracker() if self._run_dir is None else JournalTracker(self._run_dir)
 
     def describe(self, note: str) -> None:
         """Set the Markdown text that the run's page begins with."""
-        if self._run is not None:
-            self._run.describe(note)
+        self._write({"kind": "tags", "tags": {_NOTE: masked(note)}})
+
+    def tag(self, name: str, text: str) -> None:
+        """Set a tag of the run."""
+        self._write({"kind": "tags", "tags": {name: masked(text)[:5000]}})
 
     def log_dataset(self, name: str, digest: str, location: str) -> None:
         """Say what data the run works on."""
-        if self._run is not None:
-            self._run.log_dataset(name, digest, location)
-
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """Attach the configuration."""
-        if self._run is not None:
-            self._run.log_config(config)
+        self._write({"kind": "dataset", "name": name, "digest": digest, "location": masked(location)})
 
     def log_artifact(self, path: str) -> None:
-        """Attach a local file."""
-        if self._run is not None:
-            self._run.log_artifact(path)
+        """Attach a local file, for which no secrets are looked for."""
+        self._attach(Path(path), Path(path).name)
 
     def log_artifacts(self, folder: str, name: str) -> None:
         """Attach the files of a local folder, as a folder of that name."""
-        if self._run is not None:
-            self._run.log_artifacts(folder, name)
+        for path in sorted(Path(folder).iterdir()):
+            self._attach(path, f"{name}/{path.name}")
 
     def history(self) -> History:
         """All measurements so far."""
-        return {} if self._run is None else self._run.history()
+        return {} if self._run_dir is None else read_history(self._run_dir)
 
     def status(self) -> tuple[str, str]:
-        """RUNNING, FINISHED, FAILED or KILLED and the reason of a failure; empty texts for an untracked run."""
-        return ("", "") if self._run is None else self._run.status()
+        """RUNNING, FINISHED, FAILED or KILLED and the reason of a failure; empty texts where nothing was kept."""
+        return ("", "") if self._run_dir is None else read_status(self._run_dir)
+
+    def _bring_to(
+        self, server: Server | None, run: Mapping[str, Any], tell: Callable[[int, str], None]
+    ) -> None:
+        self._tell, self._server = tell, server
+        if server is not None:
+            assert self._run_dir is not None
+            self._delivery = Delivery(self._run_dir, server, tell)
+            self._delivery.begin(run)
+
+    def _let_go(self) -> None:
+        if self._delivery is not None:
+            self._delivery.close()
+
+    def _attach(self, local: Path, name: str) -> None:
+        # Without a server the run's own files are all there is.
+        if self._delivery is not None:
+            assert self._run_dir is not None
+            attachments.keep(self._run_dir, str(local), name)
+            self._write({"kind": "attach", "file": name})
+
+    def _write(self, *records: Mapping[str, Any]) -> None:
+        if self._run_dir is None:
+            return
+        with self._writing:
+            if self._writer is None:
+                self._writer = JournalWriter(self._run_dir, TOLD)
+            self._writer.write(records)
+
+
+def _status(status: str, reason: str = "") -> dict[str, Any]:
+    return {"kind": "status", "status": status, "reason": reason, "time": now()}
+
+
+def tracking_server(uri: str, experiment: str, output_dir: str) -> Server:
+    """The server at a tracking URI, not yet asked.
+
+    Args:
+        uri: With credentials where it needs some.
+        experiment: Name of the experiment; made if it is not there.
+        output_dir: Where the outputs go, and the artifacts too where tracking is a local database.
+    """
+    from distmetric.tracking.mlflow_server import MLflowServer
+
+    local = uri.startswith("sqlite:") and "://" not in output_dir
+    artifacts = (Path(output_dir).expanduser().absolute() / "artifacts").as_uri() if local else None
+    return MLflowServer(uri, experiment, artifacts)
 
 
 def _origin() -> dict[str, str]:

@@ -19,10 +19,10 @@ class Tracker(Protocol):
         """Note measurements of a step, without waiting. What was noted for that step before stays as it is."""
 
     def flush(self) -> None:
-        """Wait until everything noted so far is stored."""
+        """Wait until everything noted so far is in the run's folder; for no server."""
 
     def close(self) -> None:
-        """Flush, then let go of the tracking server."""
+        """Flush, and note nothing more."""
 
 
 class NullTracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import mlflow
@@ -11,16 +12,20 @@ import torch
 
 from distmetric.cluster import tracked as tracked_module
 from distmetric.cluster.run_note import Outcome, run_note
-from distmetric.cluster.tracked import close_tracking, open_tracking
+from distmetric.cluster.tracked import close_tracking, note_identity, open_tracking, separate_tracking
 from distmetric.config.jobs import ExportJob
 from distmetric.config.schema import MLflowConfig
-from distmetric.errors import InputError, ResourceError
+from distmetric.errors import ConfigError, InputError, ResourceError
 from distmetric.inference.export import export_checkpoint
+from distmetric.tracking.journal import TOLD, read_history, read_stream
+from distmetric.tracking.journal_tracker import JournalTracker
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import read_checkpoint
+from distmetric.training.notices import read_notices
+from distmetric.training.run_data import open_data
 from distmetric.training.run_folder import RunFolder
 from distmetric.training.saved_model import config_dict, load_embedder
-from distmetric.training.worker import open_data
+from fake_server import AWAY, FakeServer
 from runs import run_once, tiny_config
 
 
@@ -34,13 +39,16 @@ def ended(glyph_cache, tmp_path_factory):
     config = replace(config, tracking=MLflowConfig(register="glyphs"))
     location = f"{outputs}/a-run"
     folder = RunFolder(location, "a-run", config_dict(config), open_data(config.data).fingerprint, "0.1.0")
-    tracked = open_tracking(config, folder, {"mine": "yes"})
-    folder = replace(folder, tracking_uri=tracked.uri, run_id=tracked.run_id)
-    folder.write()
+    config, server = separate_tracking(config)
+    tracked = open_tracking(config, folder, server, {"mine": "yes"})
+    folder = note_identity(folder, tracked)
     client = mlflow.MlflowClient(tracked.uri)
+    assert tracked.settle() == 0
     before = client.get_run(tracked.run_id)
     with tracked.watch():
-        _, result, _ = run_once(config, outputs / "a-run")
+        tracker = tracked.tracker()
+        _, result, _ = run_once(config, outputs / "a-run", tracker)
+        tracker.close()
     outcome = {
         "run_dir": location,
         "checkpoint": result.checkpoint,
@@ -49,6 +57,7 @@ def ended(glyph_cache, tmp_path_factory):
         "report": f"{location}/report.html",
     }
     registered = close_tracking(config, tracked, outcome)
+    assert tracked.close() == 0
     return config, folder, tracked, outcome, before, registered, client
 
 
@@ -141,29 +150,141 @@ def test_another_checkpoint_of_the_run_is_registered_beside_it(ended, capsys) ->
 
 def test_a_resumed_run_goes_on_and_ending_it_again_changes_nothing(ended) -> None:
     config, folder, tracked, outcome, _, registered, client = ended
-    again = open_tracking(config, folder)
-    assert (again.run_id, client.get_run(again.run_id).data.tags["resumed"]) == (tracked.run_id, "1")
-    with again.watch():
-        pass
-    assert close_tracking(config, again, outcome) == registered
+    config, server = separate_tracking(replace(config, resume=folder.location))
+    ended_at = client.get_run(tracked.run_id).info.end_time
+    for over, resumed in ((True, None), (False, "1")):
+        again = open_tracking(config, folder, server, over=over)
+        assert again.settle() == 0
+        found = client.get_run(again.run_id)
+        assert (again.run_id, found.data.tags.get("resumed")) == (tracked.run_id, resumed)
+        assert found.info.status == ("FINISHED" if over else "RUNNING")
+        with again.watch():
+            pass
+        assert close_tracking(config, again, outcome) == registered
+        assert again.close() == 0
+        found = client.get_run(again.run_id)
+        assert found.info.status == "FINISHED"
+        assert (found.info.end_time == ended_at) == over
+        assert note_identity(folder, again) == folder
     assert len(client.get_metric_history(tracked.run_id, "best/recall_at_1")) == 1
+
+
+def test_the_folder_alone_has_the_whole_history(ended) -> None:
+    _, folder, tracked, *_, client = ended
+    history = read_history(folder.location)
+    assert {name.partition("/")[0] for name in history} >= {"train", "time", "eval", "best"}
+    for name in ("train/loss", "eval/recall_at_1", "best/recall_at_1", "time/forward"):
+        points = client.get_metric_history(tracked.run_id, name)
+        assert [(point.step, point.value) for point in points] == history[name]
+    assert [step for step, _ in history["train/loss"]] == list(range(1, 21))
+
+
+def test_a_model_that_could_not_be_registered_costs_the_exit_code_and_nothing_else(
+    ended, monkeypatch
+) -> None:
+    config, folder, _, outcome, *_ = ended
+    server = FakeServer()
+    server.address = server.uri = "http://127.0.0.1:9"
+    copy = f"{folder.location}-copy"
+    shutil.copytree(folder.location, copy)
+    outcome = {**outcome, "run_dir": copy, "checkpoint": outcome["checkpoint"].replace(folder.location, copy)}
+    for error, reason in (
+        (AWAY, "MLflow at http://127.0.0.1:9 does not have the run yet"),
+        (None, "cannot be used: "),
+    ):
+        server.error = error
+        tracked = TrackedRun.own(copy, server, lambda *_: None)
+        with pytest.raises(ResourceError) as caught:
+            close_tracking(config, tracked, outcome)
+        tracked.close()
+        assert str(caught.value).startswith("tracking.register=glyphs: the model was not registered (")
+        assert reason in str(caught.value)
+        assert str(caught.value).endswith(f"the run is complete in {copy}, and resume={copy} registers it")
+        assert caught.value.exit_code == 3
+    tags = [record["tags"] for record in read_stream(copy, TOLD) if record["kind"] == "tags"]
+    notes = [each["mlflow.note.content"] for each in tags if "mlflow.note.content" in each]
+    assert notes[-1].startswith("### recall_at_1 ")
+    assert "registered" not in notes[-1]
+
+
+def test_a_server_that_does_not_answer_is_a_notice_of_the_run(ended, glyph_cache, tmp_path) -> None:
+    _, folder, *_ = ended
+    config = replace(tiny_config(glyph_cache), tracking=MLflowConfig(uri="http://127.0.0.1:9"))
+    folder = replace(folder, location=str(tmp_path / "run"), tracking_uri=None, run_id=None)
+    config, server = separate_tracking(config)
+    tracked = open_tracking(config, folder, server)
+    tracked.close()
+    first, second = read_notices(folder.location)
+    assert (first["kind"], first["step"], tracked.run_id) == ("tracking", 0, None)
+    assert first["message"].startswith("MLflow at http://127.0.0.1:9 does not answer (Failed to establish")
+    assert second["message"].startswith(
+        "MLflow at http://127.0.0.1:9 has not got all of the run; what it lacks is in "
+    )
+    assert note_identity(folder, tracked).tracking_uri == "http://127.0.0.1:9"
+
+
+def test_a_run_that_was_begun_without_a_history_is_tracked_from_its_resumption_on(ended, tmp_path) -> None:
+    config, folder, *_ = ended
+    location = str(tmp_path / "old")
+    folder = replace(folder, location=location)
+    folder.write()
+    tracker = JournalTracker(location)
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.close()
+    server = FakeServer()
+    tracked = open_tracking(replace(config, resume=location), folder, server)
+    assert tracked.close() == 0
+    assert server.series("run-0") == {"train/loss": [(1, 1.0)]}
+    assert server.runs["run-0"]["params"]["loss.name"] == "triplet"
+
+
+def test_the_password_of_a_server_stays_in_the_process(ended, glyph_cache, tmp_path, monkeypatch) -> None:
+    _, folder, *_ = ended
+    uri = "http://me:correct-horse@127.0.0.1:9"
+    config = tiny_config(glyph_cache, "tracking=mlflow", f"tracking.uri={uri}")
+    config, server = separate_tracking(config)
+    assert (server.uri, server.address) == (uri, "http://127.0.0.1:9")
+    location = str(tmp_path / "run")
+    folder = replace(folder, location=location, config=config_dict(config), tracking_uri=None, run_id=None)
+    tracked = open_tracking(config, folder, server)
+    tracked.close()
+    note_identity(folder, tracked).write()
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.is_dir() or b"correct-horse" not in path.read_bytes(), path
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    resumed, server = separate_tracking(replace(config, resume=location))
+    assert server.uri == uri
+    assert "correct-horse" not in str(config_dict(resumed))
+
+
+def test_an_address_that_cannot_be_one_is_refused_before_anything_is_started(glyph_cache, tmp_path) -> None:
+    config = tiny_config(
+        glyph_cache, "tracking=mlflow", "tracking.uri=localhost:5000", f"output_dir={tmp_path}"
+    )
+    with pytest.raises(
+        ConfigError, match=r"^tracking.uri=localhost:5000 is wrong: did you mean http://localhost:5000\?"
+    ):
+        separate_tracking(config)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_tracking_nothing_is_told_and_exports_ask_where_to(ended, tmp_path, monkeypatch) -> None:
     config, folder, *_, outcome, _, _, _ = ended
     assert close_tracking(config, TrackedRun(), outcome) is None
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    job = ExportJob(checkpoint=outcome["checkpoint"], formats=["mlflow"])
-    replace(folder, tracking_uri=None, run_id=None).write()
-    try:
-        with pytest.raises(InputError, match=r"was not tracked: give tracking_uri"):
-            export_checkpoint(job)
-        replace(folder, tracking_uri=f"sqlite:///{tmp_path}/gone.db").write()
-        with pytest.raises(InputError, match=r"gone.db, where this run was tracked, is not there"):
-            export_checkpoint(job)
-        assert list(tmp_path.iterdir()) == []
-    finally:
-        folder.write()
+    location = str(tmp_path / "untracked")
+    shutil.copytree(folder.location, location, ignore=shutil.ignore_patterns("history"))
+    folder = replace(folder, location=location, tracking_uri=None, run_id=None)
+    folder.write()
+    job = ExportJob(
+        checkpoint=outcome["checkpoint"].replace(outcome["run_dir"], location), formats=["mlflow"]
+    )
+    with pytest.raises(InputError, match=r"was not tracked: give tracking_uri"):
+        export_checkpoint(job)
+    replace(folder, tracking_uri=f"sqlite:///{tmp_path}/gone.db").write()
+    with pytest.raises(InputError, match=r"gone.db, where this run was tracked, is not there"):
+        export_checkpoint(job)
+    assert [path.name for path in tmp_path.iterdir()] == ["untracked"]
 
 
 @pytest.mark.parametrize(
@@ -179,11 +300,11 @@ def test_without_tracking_nothing_is_told_and_exports_ask_where_to(ended, tmp_pa
 def test_what_will_be_missing_at_the_end_is_said_at_the_beginning(
     settings, message, ended, tmp_path, monkeypatch
 ) -> None:
-    config, folder, *_ = ended
+    config, *_ = ended
     monkeypatch.setattr(tracked_module, "find_spec", lambda _: None)
     config = replace(config, tracking=MLflowConfig(**settings), output_dir=str(tmp_path))
     with pytest.raises(ResourceError, match=message):
-        open_tracking(config, replace(folder, run_id=None))
+        separate_tracking(config)
     assert list(tmp_path.iterdir()) == []
 
 

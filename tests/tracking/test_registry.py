@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
@@ -12,14 +13,14 @@ import pytest
 from mlflow.entities import Metric
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.tracking.mlflow_tracker import MLflowRun, tracking_uri
+from distmetric.tracking.mlflow_server import MLflowServer
 from distmetric.tracking.registry import ModelRegistry, PackedModel
 from model_cards import CARD
 
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory) -> str:
-    return tracking_uri(None, str(tmp_path_factory.mktemp("mlflow")))
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +38,11 @@ def packed(tmp_path_factory) -> PackedModel:
 
 
 @pytest.fixture(scope="module")
-def run(uri, tmp_path_factory) -> MLflowRun:
-    root = tmp_path_factory.mktemp("artifacts").as_uri()
-    run = MLflowRun.create(uri, "experiment", "a run", {}, {}, root)
-    run.finish("FINISHED", {})
-    return run
+def run(uri, tmp_path_factory) -> SimpleNamespace:
+    server = MLflowServer(uri, "experiment", tmp_path_factory.mktemp("artifacts").as_uri())
+    run_id = server.open({"name": "a run", "key": "k", "time": 1, "params": {}, "tags": {}}, None)
+    server.tell(run_id, {"kind": "status", "status": "FINISHED", "time": 2})
+    return SimpleNamespace(run_id=run_id)
 
 
 def card(recall: float, weights: str, **changes):
@@ -157,10 +158,9 @@ def test_names_that_mlflow_does_not_take_are_one_line(uri, packed, run, name, al
     assert "\n" not in str(caught.value)
 
 
-def test_servers_and_databases_that_are_not_there_are_one_line(tmp_path, monkeypatch) -> None:
+def test_servers_and_databases_that_are_not_there_are_one_line(tmp_path) -> None:
     with pytest.raises(ResourceError, match=r"database .*/gone/mlflow.db is not there"):
         ModelRegistry(f"sqlite:///{tmp_path}/gone/mlflow.db", "x")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(
         ResourceError, match=r"MLflow at http://127.0.0.1:9 cannot be used: .*check tracking_uri"
     ):

@@ -25,7 +25,7 @@ from browser import (
     show,
     wait_until,
 )
-from distmetric.tracking.tracked_run import TrackedRun
+from distmetric.tracking.tracked_run import TrackedRun, tracking_server
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -49,7 +49,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A tracked run behind MLflow's server, as `make ui` starts it."""
     folder = tmp_path_factory.mktemp("mlflow")
     tags = {"distmetric.run_dir": str(folder)}
-    tracked = TrackedRun.create(None, "distmetric", str(folder), NAME, {"optim.lr": 0.003, "seed": 0}, tags)
+    server = tracking_server(f"sqlite:///{folder}/mlflow.db", "distmetric", str(folder))
+    tracked = TrackedRun.create(f"{folder}/run", server, NAME, {"optim.lr": 0.003, "seed": 0}, tags)
     (folder / "report.html").write_text("<!DOCTYPE html><html><body><h1>A report</h1></body></html>")
     with tracked.watch():
         tracker = tracked.tracker()
@@ -57,6 +58,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             tracker.log(step, {name: 1 / (step + place) for place, name in enumerate(METRICS)})
         tracker.close()
         tracked.log_artifact(str(folder / "report.html"))
+    assert tracked.close() == 0
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", str(tracked.uri)]
     with (folder / "log").open("w") as log:
