@@ -42,6 +42,7 @@ class ComparedRun:
         evaluations: records of its evaluations.
         config: dotted keys -> values of its settings.
         link: relative address of its own report; empty without.
+        notices: what it had to tell of itself, any texts.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ComparedRun:
     evaluations: Sequence[Record] = ()
     config: Mapping[str, object] = field(default_factory=dict)
     link: str = ""
+    notices: Sequence[str] = ()
 
     @cached_property
     def whole_history(self) -> History:
@@ -200,7 +202,8 @@ def _runs(runs: Sequence[ComparedRun]) -> Section:
         colors = f"--light: {LIGHT.series[number]}; --dark: {DARK.series[number]}"
         key = f'<span class="key" style="{colors}">{letter}</span>'
         best = NONE if run.step is None else f"{run.step:,}"
-        rows.append([RawCell(key), RawCell(linked), Cell(run.status or NONE), Cell(best, kind="number")])
+        told = Cell(run.status or NONE, "; ".join(run.notices))
+        rows.append([RawCell(key), RawCell(linked), told, Cell(best, kind="number")])
     return Section("Runs", "", [table(("", "Run", "Status", "Best step"), rows)])
 
 

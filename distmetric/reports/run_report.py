@@ -20,6 +20,7 @@ from distmetric.reports.figures import panel_figure
 from distmetric.reports.headline import headline_section, record_at
 from distmetric.reports.histograms import distances_section
 from distmetric.reports.history import History, Numbers, Record, last_step, series, with_evaluations
+from distmetric.reports.notices import BadBatch, notices_section
 from distmetric.reports.page import Cell, Section, details, document, table, write_page
 from distmetric.reports.panels import INDEX_FACTS, INDEX_PANELS, TRAINING_PANELS, Panel
 from distmetric.reports.projection import projection_section
@@ -55,6 +56,9 @@ class RunReport:
         coincidences: pairs of the training set that the index takes for duplicates, closest first.
         num_coincidences: how many there are, where that is more than are given.
         notes: what has to be said before anything else, such as why the run failed.
+        notices: of the run: kind, step and message, any text.
+        bad_batches: of steps that were not taken, since a number of theirs was not finite; the first ones.
+        num_bad_batches: how many there are, where that is more than are given.
     """
 
     title: str
@@ -75,6 +79,9 @@ class RunReport:
     coincidences: Sequence[Coincidence] = ()
     num_coincidences: int | None = None
     notes: Sequence[str] = ()
+    notices: Sequence[Mapping[str, object]] = ()
+    bad_batches: Sequence[BadBatch] = ()
+    num_bad_batches: int | None = None
 
 
 def write_run_report(path: str | Path, report: RunReport, figures: str | Path | None = None) -> Path:
@@ -195,6 +202,14 @@ def _check_rows(report: RunReport, count: int, labels: NDArray[np.int64]) -> Non
     for name, values in others.items():
         if len(values) not in ((0, count) if name == "paths" else (count,)):
             raise InputError(f"{name} has {len(values)} values for {count} embeddings: give one for each")
+
+
+def _notices(page: _Page) -> list[Section]:
+    report, (_, skipped) = page.report, series(page.history, "train/skipped_steps")
+    found = report.bad_batches
+    total = len(found) if report.num_bad_batches is None else report.num_bad_batches
+    left_out = int(skipped[-1]) if len(skipped) else 0
+    return [notices_section(report.notices, left_out, found, total)]
 
 
 def _headline(page: _Page) -> list[Section]:
@@ -325,6 +340,7 @@ def _what_ran(page: _Page) -> list[Section]:
 
 
 SECTIONS: dict[str, Callable[[_Page], list[Section]]] = {
+    "notices": _notices,
     "results": _headline,
     "learning curves": _curves,
     "distances": _distances,

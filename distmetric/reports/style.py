@@ -55,6 +55,8 @@ pre { overflow-x: auto; margin: .4rem 0; white-space: pre-wrap; }
   grid-template-columns: 9rem 1fr; }
 .query > .shot { grid-area: asked; max-width: 6.5rem; } .query > .found { grid-area: found; }
 .finding.query > p { grid-area: said; font-size: .875rem; line-height: 1.35; }
+.finding.batch { grid-template-columns: 1fr; }
+.notices th:first-child { width: 4.5rem; }
 .finding > p code, .finding > p small { color: var(--muted); }
 .found { display: grid; gap: .5rem; grid-template-columns: repeat(6, minmax(0, 1fr)); }
 .found.few { grid-template-columns: repeat(auto-fill, 7rem); }

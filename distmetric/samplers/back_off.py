@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distmetric.functional.checks import check_at_least
+from distmetric.samplers.collapse_signs import NEGATIVE, POSITIVE, VARIANCE, LargestVariance, are_mixed
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -62,31 +63,30 @@ class BackOff:
     Source: the plateau signals of Hermans, Beyer, Leibe, arXiv 1703.07737; the rule is our own.
     """
 
+    READS = (POSITIVE, NEGATIVE, VARIANCE)
+    """The measurements that it looks at."""
+
     def __init__(self, config: BackOffConfig, warmup_steps: int = 0) -> None:
         self.config, self.warmup_steps = config, warmup_steps
         self.level = 1.0
         self._streak = 0
         self._next_reduction = 0
-        self._largest_variance = 0.0
+        self._largest_variance = LargestVariance()
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
         """Look at the measurements of a step; steps come in order, every one once.
 
         Args:
             step: Counted from 0.
-            metrics: `train/positive_distance_mean`, `train/nearest_negative_mean` and `train/embedding_variance`, as
-                far as they are known.
+            metrics: Those of `READS` that are known.
         """
         if not self.config.enabled:
             return
-        variance = metrics.get("train/embedding_variance", math.nan)
-        if variance > self._largest_variance and variance < math.inf:
-            self._largest_variance = variance
+        self._largest_variance.observe(metrics)
         if step < self.warmup_steps:
             return
-        positive = metrics.get("train/positive_distance_mean", math.nan)
-        mixed = positive >= self.config.distance_ratio * metrics.get("train/nearest_negative_mean", math.nan)
-        shrunk = variance < self.config.variance_fraction * self._largest_variance
+        mixed = are_mixed(metrics, self.config.distance_ratio)
+        shrunk = self._largest_variance.is_far_below(metrics, self.config.variance_fraction)
         self._streak = self._streak + 1 if mixed else 0
         if (shrunk or self._streak >= self.config.patience) and step >= self._next_reduction:
             self.level = max(min(self.level, self.config.lowest), self.level * self.config.factor)
@@ -100,7 +100,7 @@ class BackOff:
             "level": self.level,
             "streak": self._streak,
             "next_reduction": self._next_reduction,
-            "largest_variance": self._largest_variance,
+            "largest_variance": self._largest_variance.value,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,4 +108,4 @@ class BackOff:
         self.level = float(state["level"]) if self.config.enabled else 1.0
         self._streak = int(state["streak"])
         self._next_reduction = int(state["next_reduction"])
-        self._largest_variance = float(state["largest_variance"])
+        self._largest_variance.value = float(state["largest_variance"])

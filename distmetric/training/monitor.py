@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from distmetric.distributed.replica import Replica
-from distmetric.errors import NonFiniteError
 from distmetric.functional.distances import at_least_float32
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.training.batch_distances import batch_distances
@@ -113,8 +112,7 @@ class Monitor:
     def flush(self) -> list[tuple[int, dict[str, float]]]:
         """The measurements since the last flush, as (step, metrics); equal on all ranks, which must all call it.
 
-        Raises:
-            NonFiniteError: If a loss or gradient was not a finite number, naming the first such step.
+        What is not a finite number is left out.
         """
         if not self._rows:
             return []
@@ -126,7 +124,6 @@ class Monitor:
         speed = self._batch_size * len(self._rows) / max(seconds, 1e-9)
         flushed = []
         for (step, learning_rate, _, _), values in zip(self._rows, joint.tolist(), strict=True):
-            _check_finite(step, learning_rate, *values[:3:2])
             flushed.append((step, self._named(values, learning_rate, speed)))
         self._rows = []
         return flushed
@@ -144,13 +141,5 @@ class Monitor:
         metrics = {f"train/{name}": value for name, value in zip(names, values, strict=False)}
         metrics |= {f"time/{phase}": value for phase, value in zip(PHASES, values[len(names) :], strict=True)}
         metrics |= {"train/learning_rate": learning_rate, "train/samples_per_second": speed}
+        metrics["train/world_size"] = float(self._replica.world_size)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
-
-
-def _check_finite(step: int, learning_rate: float, loss: float, gradient_norm: float) -> None:
-    for name, value in (("loss", loss), ("gradient", gradient_norm)):
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"the {name} became {value} at step {step} (learning rate {learning_rate:.3g}): "
-                "lower optim.lr, lengthen schedule.warmup_steps or set optim.clip_norm, then resume"
-            )

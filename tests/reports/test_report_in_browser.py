@@ -22,12 +22,14 @@ from browser import (
     wider_than_screen,
 )
 from distmetric.reports import RunReport, write_run_report
+from distmetric.reports.notices import BadBatch
 from distmetric.reports.suspects import Coincidence
 
 pytestmark = pytest.mark.timeout(240)
 
 STEPS = (100, 200, 300)
 SECTIONS = [
+    "Notices",
     "Results",
     "Learning curves",
     "Distances",
@@ -108,6 +110,26 @@ def sample() -> RunReport:
         paths=[f"images/{label}/{i}.png" for i, label in enumerate(labels)],
         coincidences=[twins],
         num_coincidences=3,
+        notices=[
+            {
+                "kind": "non_finite",
+                "step": 123,
+                "message": "the loss became nan: its batch is in /runs/"
+                + "deep/" * 30
+                + "step_00000123.json",
+            },
+            {"kind": "collapse", "step": 200, "message": "the embeddings have collapsed; lower optim.lr"},
+        ],
+        bad_batches=[
+            BadBatch(
+                *("the loss became nan at step 123", 256, 6),
+                names=["Character 1 of a long alphabet"] * 6,
+                paths=["images/" + "deep/" * 30 + f"{i}.png" for i in range(6)],
+                images=images[:6],
+            ),
+            BadBatch("the gradient became inf at step 124", 256, 0, ["a"], ["images/a.png"], images[7:8]),
+        ],
+        num_bad_batches=9,
         notes=["The run was stopped by the scheduler of its search: what follows is of its last checkpoint."],
     )
 

@@ -10,6 +10,7 @@ from distmetric.errors import InputError
 from distmetric.reports import RunReport, retrieval, write_run_report
 from distmetric.reports import page as page_module
 from distmetric.reports import run_report as module
+from distmetric.reports.notices import BadBatch
 from distmetric.reports.suspects import Coincidence
 from html_page import Page, check_offline
 
@@ -62,6 +63,17 @@ def sample() -> RunReport:
             )
         ],
         notes=[f"It failed: {HOSTILE}"],
+        notices=[{"kind": "collapse", "step": 1234, "message": f"It collapsed: {HOSTILE}"}],
+        bad_batches=[
+            BadBatch(
+                f"the loss {HOSTILE}",
+                40,
+                2,
+                [HOSTILE, "b"],
+                ["x", HOSTILE],
+                np.zeros((2, 3, 8, 8), np.uint8),
+            )
+        ],
     )
 
 
@@ -110,12 +122,20 @@ def test_headings_are_in_order_and_the_page_suits_a_phone(page):
     headings = page.texts("h2")
     suspected = ("Suspected label errors", "Near-duplicates across classes")
     assert [heading for heading in headings if heading not in suspected] == [
-        *("Results", "Learning curves", "Distances", "Retrieval examples", "Map of the embeddings"),
+        *(
+            "Notices",
+            "Results",
+            "Learning curves",
+            "Distances",
+            "Retrieval examples",
+            "Map of the embeddings",
+        ),
         *("Confused classes", "Hard batches and the index", "Suspected duplicates in the training set"),
         *("Where the time goes", "What ran"),
     ]
     assert page.texts("h3") == [
         *(
+            "Batches that were not finite",
             "Same or different?",
             "Easiest queries",
             "Random queries",
@@ -140,7 +160,7 @@ def test_hostile_text_stays_text(html, page):
 
 
 def test_headline_metrics_are_in_the_table_with_intervals_and_threshold(page):
-    assert page.texts("th")[2:6] == ["Recall@1", "Recall@2", "MAP@R", "Queries"]
+    assert page.texts("th")[5:9] == ["Recall@1", "Recall@2", "MAP@R", "Queries"]
     numbers = [text for text in page.texts("td") if re.fullmatch(r"[\d.,]+%?", text)]
     assert numbers[:7] == ["93.75%", "100.00%", "50.00%", "1,234", "0.8125", "0.09%", "75.00%"]
     small = page.texts("small")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from distmetric.config.schema import AdamWConfig, ScheduleConfig, SGDConfig
+from distmetric.config.schema import AdamWConfig, OptimConfig, ScheduleConfig, SGDConfig
 from distmetric.training.optimizer import (
     build_optimizer,
     clip_gradients,
     learning_rate_factor,
+    load_optimizer,
     set_learning_rate,
 )
 
@@ -67,3 +68,71 @@ def test_clipping_returns_the_norm_before() -> None:
     assert weight.grad.tolist() == [3, 4]
     assert clip_gradients([weight], 1.0).item() == 5
     assert weight.grad.norm().item() == pytest.approx(1, abs=1e-5)
+
+
+OPTIMIZERS = [AdamWConfig(), SGDConfig(), SGDConfig(momentum=0.0)]
+
+
+def trained(config: OptimConfig, steps: int, **more: object) -> tuple[nn.Linear, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2, dtype=torch.float64)
+    optimizer = build_optimizer(config, model, nn.Module())
+    for group in optimizer.param_groups:
+        group.update(more)
+    for step in range(steps):
+        gradients = torch.Generator().manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=gradients, dtype=torch.float64)
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS)
+def test_one_fused_kernel_does_what_the_plain_loop_does(config: OptimConfig) -> None:
+    fused, optimizer = trained(config, 5)
+    plain, _ = trained(config, 5, fused=False, foreach=False)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    torch.testing.assert_close(fused.weight, plain.weight, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS)
+def test_a_step_that_is_not_to_happen_changes_nothing_not_even_the_first_one(config: OptimConfig) -> None:
+    model, optimizer = trained(config, 0)
+    before = model.weight.detach().clone()
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    assert torch.equal(model.weight, before)
+    kept = [value for state in optimizer.state.values() for value in state.values() if value is not None]
+    assert all((value == 0).all() for value in kept)
+
+
+@pytest.mark.parametrize("config", OPTIMIZERS)
+def test_moments_of_a_checkpoint_of_the_plain_loop_go_on_in_the_fused_kernel(config: OptimConfig) -> None:
+    _, older = trained(config, 4, fused=None)
+    state = older.state_dict()
+    _, newer = trained(config, 0)
+    load_optimizer(newer, state)
+    assert all(group["fused"] for group in newer.param_groups)
+    for saved, loaded in zip(older.state.values(), newer.state.values(), strict=True):
+        assert saved.keys() == loaded.keys()
+        for name, value in saved.items():
+            assert value is loaded[name] is None or torch.equal(value, loaded[name])
+
+
+def test_a_loaded_optimizer_keeps_its_own_rates() -> None:
+    _, older = trained(AdamWConfig(lr=0.1, weight_decay=0.5), 2)
+    _, newer = trained(AdamWConfig(lr=0.001, weight_decay=0.0), 0)
+    load_optimizer(newer, older.state_dict())
+    assert [group["peak_lr"] for group in newer.param_groups] == [0.001, 0.001]
+    assert [group["weight_decay"] for group in newer.param_groups] == [0.0, 0.0]
+
+
+def test_moments_of_other_parameters_are_refused() -> None:
+    _, older = trained(AdamWConfig(), 1)
+    newer = build_optimizer(AdamWConfig(), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), nn.Module())
+    with pytest.raises(
+        ValueError, match=r"of groups of \[1, 1\] parameters, and here are groups of \[2, 2\]"
+    ):
+        load_optimizer(newer, older.state_dict())
