@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
+from collections.abc import Callable
 
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
 from distmetric.index.snapshot import NeighborSnapshot
-from distmetric.locations import open_location, put_in_place
+from distmetric.locations import make_folder, open_location, put_in_place, reason, sealed, unsealed
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,11 @@ class SnapshotStore:
 
     Args:
         location: Folder, a path or URI; made when it is first written to.
+        check: Called before snapshots and notes are written; what it raises keeps them from being written.
     """
 
-    def __init__(self, location: str) -> None:
-        self.location = location.rstrip("/")
+    def __init__(self, location: str, check: Callable[[], None] | None = None) -> None:
+        self.location, self._check = location.rstrip("/"), check or (lambda: None)
 
     def save(self, snapshot: NeighborSnapshot) -> None:
         """Keep a snapshot under its version; one that is there is replaced.
@@ -34,6 +35,7 @@ class SnapshotStore:
         Raises:
             ResourceError: If it cannot be written; the others are untouched.
         """
+        self._check()
         snapshot.save(self._snapshot(snapshot.version))
 
     def load(self, version: int) -> NeighborSnapshot:
@@ -67,15 +69,16 @@ class SnapshotStore:
         Raises:
             ResourceError: If it cannot be written.
         """
+        self._check()
         location = self._round(round)
         filesystem, path = open_location(location)
         try:
-            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+            make_folder(filesystem, path.rpartition("/")[0])
             with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
-                stream.write(json.dumps({"round": round, "version": version}).encode())
+                stream.write(sealed({"round": round, "version": version}))
         except OSError as error:
             raise ResourceError(
-                f"{location} cannot be written ({' '.join(str(error).split())}): "
+                f"{location} cannot be written ({reason(error)}): "
                 "free space or fix access, then resume the run"
             ) from None
 
@@ -89,7 +92,7 @@ class SnapshotStore:
         filesystem, path = open_location(location)
         try:
             with filesystem.open_input_stream(path) as stream:
-                note = json.loads(stream.read())
+                note = unsealed(stream.read())
             if note["round"] == round and isinstance(note["version"], int):
                 return int(note["version"])
         except FileNotFoundError:
@@ -144,4 +147,4 @@ class SnapshotStore:
         except FileNotFoundError:
             pass
         except OSError as error:
-            log.warning("%s cannot be deleted: %s", location, " ".join(str(error).split()))
+            log.warning("%s cannot be deleted: %s", location, reason(error))

@@ -1,8 +1,9 @@
 """Checkpoints of a run on any filesystem: complete or not there, verified when read, no pickle.
 
 A checkpoint is a folder `step_00000200`: `model.pt` and `training.pt` (tensors in plain containers, read with
-weights_only), `meta.json`, and last of all `manifest.json` with the SHA-256 of the others. Without a manifest that
-fits, a folder is no checkpoint; so nothing depends on an atomic rename, which object stores do not have.
+weights_only), `meta.json`, and last of all `manifest.json` with the SHA-256 of the others and of itself. Without a
+manifest that fits, a folder is no checkpoint; so nothing depends on an atomic rename of folders, which object stores do
+not have, and of a checkpoint that is deleted the manifest goes first.
 """
 
 from __future__ import annotations
@@ -11,83 +12,42 @@ import hashlib
 import io
 import json
 import logging
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.locations import open_location
+from distmetric.locations import make_folder, open_location, put_in_place, reason, sealed
+from distmetric.training.checkpoint_folder import (
+    FORMAT,
+    INSTEAD,
+    MANIFEST,
+    META,
+    Checkpoint,
+    IncompleteCheckpointError,
+    OtherFormatError,
+    StoredFile,
+    read_checkpoint,
+    read_manifest,
+    read_meta,
+    stored_name,
+)
 
-FORMAT = 1
-_MANIFEST = "manifest.json"
+_PROBE = ".probe"
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint.
-
-    Args:
-        location: Its folder, as a path or URI.
-        meta: What `meta.json` says: format, step, metrics (of the evaluation at that step, or None), config,
-            data fingerprint, values of the attributes that the model predicts, version.
-    """
-
-    location: str
-    meta: Mapping[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps done."""
-        return int(self.meta["step"])
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Evaluation metrics at that step; empty where none was made."""
-        return self.meta["metrics"] or {}
-
-    def tensors(self, name: str) -> Any:
-        """The tensors saved under `name` ("model" or "training"), on the CPU."""
-        return torch.load(
-            io.BytesIO(_read(self.location, f"{name}.pt")), weights_only=True, map_location="cpu"
-        )
-
-
-def read_checkpoint(location: str) -> Checkpoint:
-    """Open one checkpoint folder and verify every file in it.
-
-    Raises:
-        InputError: If it is not there, incomplete, damaged, or of another format; the message says which.
-    """
-    try:
-        manifest = json.loads(_read(location, _MANIFEST))
-        files: dict[str, str] = manifest["files"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{location} is not a complete checkpoint: it has no {_MANIFEST}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-        raise InputError(f"{location}/{_MANIFEST} is damaged: use an older checkpoint of the run") from None
-    if manifest.get("format") != FORMAT:
-        raise InputError(
-            f"{location} has checkpoint format {manifest.get('format')} (written by distmetric "
-            f"{manifest.get('version')}), this version reads {FORMAT}: use the version that wrote it"
-        )
-    for name, digest in files.items():
-        try:
-            intact = hashlib.sha256(_read(location, name)).hexdigest() == digest
-        except FileNotFoundError:
-            intact = False
-        if not intact:
-            raise InputError(f"{location}/{name} is damaged: use an older checkpoint of the run")
-    return Checkpoint(location, json.loads(_read(location, "meta.json")))
-
-
 class CheckpointStore:
     """The checkpoints of one run, newest and best kept.
+
+    One process writes; others may read at the same time. A process may be killed and a machine lose its power at any
+    moment: what `save` has returned from is there, and what it has not is not taken for a checkpoint.
 
     Args:
         location: Folder of the checkpoints, a path or URI that every worker can read.
@@ -97,6 +57,26 @@ class CheckpointStore:
 
     def __init__(self, location: str, keep_last: int = 2, best_metric: str = "recall_at_1") -> None:
         self.location, self.keep_last, self.best_metric = location.rstrip("/"), keep_last, best_metric
+        self._opened = False
+
+    def open(self) -> None:
+        """See, before the first step, that checkpoints can be written; from then on the folder has to stay.
+
+        Raises:
+            ResourceError: If they cannot.
+        """
+        try:
+            filesystem, path = open_location(self.location)
+            make_folder(filesystem, path)
+            with filesystem.open_output_stream(f"{path}/{_PROBE}") as stream:
+                stream.write(b"can be written")
+            filesystem.delete_file(f"{path}/{_PROBE}")
+        except OSError as error:
+            raise ResourceError(
+                f"checkpoints cannot be written to {self.location} ({reason(error)}): free space, fix access, or set "
+                "another output_dir"
+            ) from None
+        self._opened = True
 
     def save(self, step: int, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Checkpoint:
         """Write a checkpoint, then drop those that the policy no longer keeps.
@@ -106,36 +86,55 @@ class CheckpointStore:
         """
         location = self._folder(step)
         meta = {"step": step, "metrics": None, **meta}
-        files = {f"{name}.pt": _tensor_bytes(value) for name, value in tensors.items()}
-        files["meta.json"] = json.dumps(meta, indent=1).encode()
-        manifest = {
-            "format": FORMAT,
-            "version": meta.get("version"),
-            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        }
+        contents = {f"{name}.pt": _tensor_bytes(value) for name, value in tensors.items()}
+        contents[META] = json.dumps(meta, indent=1).encode()
+        filesystem, path = open_location(location)
         try:
-            filesystem, path = open_location(location)
-            if filesystem.get_file_info(path).type != fs.FileType.NotFound:
-                filesystem.delete_dir(path)  # what an interrupted or replayed save left there
-            filesystem.create_dir(path, recursive=True)
-            for name, data in [*files.items(), (_MANIFEST, json.dumps(manifest, indent=1).encode())]:
-                with filesystem.open_output_stream(f"{path}/{name}") as stream:
+            taken = {file.name: file.digest for file in self._room_for(step).values()}
+            files = {what: _stored_file(what, data, taken) for what, data in contents.items()}
+            digests = {file.name: file.digest for file in files.values()}
+            manifest = sealed({"format": FORMAT, "version": meta.get("version"), "files": digests})
+            make_folder(filesystem, path)
+            for name, data in [*zip(digests, contents.values(), strict=True), (MANIFEST, manifest)]:
+                with (
+                    put_in_place(filesystem, f"{path}/{name}") as target,
+                    filesystem.open_output_stream(target) as stream,
+                ):
                     stream.write(data)
         except OSError as error:
+            with suppress(OSError):  # half a checkpoint takes space that may be what is missing
+                self._tidy(step)
             raise ResourceError(
-                f"checkpoint {location} cannot be written ({' '.join(str(error).split())}): "
+                f"checkpoint {location} cannot be written ({reason(error)}): "
                 "older checkpoints are untouched; free space or fix access, then resume the run"
             ) from None
-        self._prune()
-        return Checkpoint(location, meta)
+        with suppress(OSError):
+            self._tidy(step)
+        self._prune(step)
+        return Checkpoint(location, meta, files)
 
     def latest(self) -> Checkpoint | None:
-        """The newest intact checkpoint; damaged ones are named in a warning and passed over."""
+        """The newest intact checkpoint; damaged ones are named in a warning and passed over.
+
+        Returns:
+            None where none was ever written completely.
+
+        Raises:
+            InputError: If there are some and none can be used: going on would mean to begin again, which nobody asked
+                for. Also if the newest is of another format, since its version can still go on from it.
+        """
+        refused: list[InputError] = []
         for step in reversed(self.steps()):
             try:
                 return self.at(step)
+            except OtherFormatError:
+                raise
             except InputError as error:
+                refused.append(error)
                 log.warning("%s (trying the one before)", error)
+        # A first checkpoint that was being written leaves one folder without a manifest, never two.
+        if len(refused) > 1 or any(not isinstance(error, IncompleteCheckpointError) for error in refused):
+            raise InputError(_none_left(self.location, refused))
         return None
 
     def at(self, step: int) -> Checkpoint:
@@ -144,48 +143,122 @@ class CheckpointStore:
         Raises:
             InputError: If it is not there, or damaged.
         """
-        return read_checkpoint(self._folder(step))
+        found = read_checkpoint(self._folder(step))
+        if found.step != step:
+            raise InputError(f"{found.location} holds step {found.step}: it was renamed, take it away")
+        return found
 
     def best(self) -> Checkpoint | None:
-        """The intact checkpoint with the highest `best_metric`, the newest one where none was evaluated."""
-        evaluated = [kept for kept in self._intact() if self.best_metric in kept.metrics]
-        if not evaluated:
-            return self.latest()
-        return max(evaluated, key=lambda kept: (kept.metrics[self.best_metric], kept.step))
+        """The intact checkpoint with the highest `best_metric`, the newest one where none was evaluated.
 
-    def _intact(self) -> list[Checkpoint]:
+        Raises:
+            InputError: As `latest`.
+        """
         found = []
         for step in self.steps():
             try:
                 found.append(self.at(step))
             except InputError as error:
                 log.warning("%s", error)
-        return found
-
-    def _folder(self, step: int) -> str:
-        return f"{self.location}/step_{step:08d}"
+        scores = {kept.step: score for kept in found if (score := self._score(kept.meta)) is not None}
+        if not scores:
+            return self.latest()
+        return max(
+            (kept for kept in found if kept.step in scores), key=lambda kept: (scores[kept.step], kept.step)
+        )
 
     def steps(self) -> list[int]:
-        """Steps of all checkpoint folders, complete or not, ascending."""
+        """Steps of all checkpoint folders, complete or not, ascending.
+
+        Raises:
+            InputError: If the folder cannot be listed.
+        """
+        try:
+            return self._steps()
+        except OSError as error:
+            raise InputError(
+                f"{self.location} cannot be read ({reason(error)}): give the folder of a run"
+            ) from None
+
+    def _steps(self) -> list[int]:
         filesystem, path = open_location(self.location)
         listed = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-        names = (re.fullmatch(r"step_(\d+)", info.base_name) for info in listed)
+        names = (re.fullmatch(r"step_(\d{8,})", info.base_name) for info in listed)
         return sorted(int(match.group(1)) for match in names if match)
 
-    def _prune(self) -> None:
+    def newest_step(self) -> int | None:
+        """Step of the newest checkpoint that looks complete, without reading all of it; None where there is none."""
+        return next((step for step in reversed(self.steps()) if read_meta(self._folder(step))), None)
+
+    def _folder(self, step: int) -> str:
+        return f"{self.location}/{_name(step)}"
+
+    def _score(self, meta: Mapping[str, Any]) -> float | None:
+        """What the best one is chosen by; None where it was not measured, or is no number."""
+        value = (meta["metrics"] or {}).get(self.best_metric)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def _room_for(self, step: int) -> Mapping[str, StoredFile]:
+        """Delete what interrupted saves have left, and a damaged checkpoint of this step.
+
+        Returns:
+            The files of a checkpoint of this step that is there; it stays until the new one is complete.
+        """
         filesystem, path = open_location(self.location)
-        steps = self.steps()
-        metas = {step: _meta(self._folder(step)) for step in steps}
-        scores = {
-            step: meta["metrics"][self.best_metric]
-            for step, meta in metas.items()
-            if meta and self.best_metric in (meta["metrics"] or {})
-        }
-        kept = set([step for step in steps if metas[step]][-self.keep_last :])
+        is_local = isinstance(filesystem, fs.LocalFileSystem)
+        if self._opened and is_local and filesystem.get_file_info(path).type != fs.FileType.Directory:
+            raise FileNotFoundError(f"{self.location} was removed while the run was going on")
+        for known in self._steps():
+            try:
+                files = read_manifest(self._folder(known))
+            except InputError as error:
+                if known == step or isinstance(error, IncompleteCheckpointError):
+                    self._drop(known)
+            else:
+                if known == step:
+                    return files
+        return {}
+
+    def _tidy(self, step: int) -> None:
+        """Delete what the folder of a step holds beside a checkpoint, or the folder where it holds none."""
+        filesystem, path = open_location(self._folder(step))
+        try:
+            named = {MANIFEST, *(file.name for file in read_manifest(self._folder(step)).values())}
+        except InputError:
+            self._drop(step)
+            return
+        for info in filesystem.get_file_info(fs.FileSelector(path)):
+            if info.base_name not in named:
+                filesystem.delete_file(info.path)
+
+    def _drop(self, step: int) -> None:
+        """Delete a checkpoint so that an interruption leaves none that looks complete."""
+        filesystem, path = open_location(self._folder(step))
+        with suppress(FileNotFoundError, NotADirectoryError):
+            filesystem.delete_file(f"{path}/{MANIFEST}")
+        if filesystem.get_file_info(path).type == fs.FileType.Directory:
+            filesystem.delete_dir(path)
+
+    def _prune(self, saved: int) -> None:
+        """Keep the newest and the best up to the one just saved.
+
+        Of later ones a run has found that they are damaged, or it would have gone on from there.
+        """
+        try:
+            steps = self._steps()
+        except OSError as error:
+            log.warning("%s cannot be listed (%s): older checkpoints stay", self.location, reason(error))
+            return
+        metas = {step: meta for step in steps if step <= saved and (meta := read_meta(self._folder(step)))}
+        scores = {step: score for step, meta in metas.items() if (score := self._score(meta)) is not None}
+        kept = {saved, *sorted(metas)[-self.keep_last :]}
         if scores:
             kept.add(max(scores, key=lambda step: (scores[step], step)))
         for step in set(steps) - kept:
-            filesystem.delete_dir(f"{path}/step_{step:08d}")
+            try:
+                self._drop(step)
+            except OSError as error:
+                log.warning("%s cannot be deleted (%s)", self._folder(step), reason(error))
 
 
 def find_checkpoint(location: str) -> Checkpoint:
@@ -194,28 +267,50 @@ def find_checkpoint(location: str) -> Checkpoint:
     Raises:
         InputError: If there is none.
     """
-    filesystem, path = open_location(location)
-    if filesystem.get_file_info(f"{path}/checkpoints").type == fs.FileType.Directory:
+    if _is_folder(f"{location}/checkpoints"):
         store = CheckpointStore(f"{location}/checkpoints")
-        metas = (_meta(store._folder(step)) for step in reversed(store.steps()))
+        metas = (read_meta(store._folder(step)) for step in reversed(store.steps()))
         if newest := next(filter(None, metas), None):
-            store.best_metric = newest["config"]["checkpoint"]["best_metric"]
+            store.best_metric = _best_metric(newest) or store.best_metric
         if (best := store.best()) is None:
             raise InputError(f"checkpoint={location} has no complete checkpoint yet")
         return best
-    if filesystem.get_file_info(path).type != fs.FileType.Directory:
+    if not _is_folder(location):
         raise InputError(f"checkpoint={location} does not exist: give the folder of a checkpoint or of a run")
     return read_checkpoint(location)
 
 
-def _meta(location: str) -> dict[str, Any] | None:
-    """What a complete checkpoint says of itself; None without a manifest (being written, or interrupted)."""
+def _is_folder(location: str) -> bool:
+    filesystem, path = open_location(location)
     try:
-        json.loads(_read(location, _MANIFEST))
-        meta: dict[str, Any] = json.loads(_read(location, "meta.json"))
-    except (OSError, ValueError):
-        return None
-    return meta
+        return bool(filesystem.get_file_info(path).type == fs.FileType.Directory)
+    except OSError as error:
+        raise InputError(f"{location} cannot be read ({reason(error)}): check the path and access") from None
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def _best_metric(meta: Mapping[str, Any]) -> str | None:
+    kept = meta.get("config", {}).get("checkpoint", {})
+    name = kept.get("best_metric") if isinstance(kept, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _none_left(location: str, refused: Sequence[InputError]) -> str:
+    which = "; ".join(
+        str(error).removeprefix(f"{location}/").partition(f": {INSTEAD}")[0] for error in refused
+    )
+    return (
+        f"none of the {len(refused)} checkpoints in {location} can be used ({which}), and the run does not begin again "
+        "by itself: bring one back from a copy, or start a new run with another name"
+    )
+
+
+def _stored_file(what: str, data: bytes, taken: Mapping[str, str]) -> StoredFile:
+    digest = hashlib.sha256(data).hexdigest()
+    return StoredFile(stored_name(what, digest, taken), digest)
 
 
 def _tensor_bytes(value: Any) -> bytes:
@@ -224,8 +319,4 @@ def _tensor_bytes(value: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _read(location: str, name: str) -> bytes:
-    filesystem, path = open_location(location)
-    with filesystem.open_input_stream(f"{path}/{name}") as stream:
-        data: bytes = stream.read()
-    return data
+__all__ = ["Checkpoint", "CheckpointStore", "find_checkpoint", "read_checkpoint"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pyarrow import fs
-
-from distmetric.errors import InputError
-from distmetric.locations import absolute, open_location
+from distmetric.errors import InputError, ResourceError
+from distmetric.locations import absolute, read_document, reason, write_document
+from distmetric.secrets import masked
 
 RUN_FILE = "run.json"
+_NEEDED = {"name": str, "config": dict, "fingerprint": str, "version": str}
+_KNOWN = {**_NEEDED, "tracking_uri": str | None, "run_id": str | None, "command": str, "environment": dict}
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,17 @@ class RunFolder:
     environment: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> None:
-        """Write `run.json`, making the folder."""
-        filesystem, path = open_location(self.location)
-        filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(f"{path}/{RUN_FILE}") as stream:
-            stream.write(json.dumps(asdict(self), indent=1).encode())
+        """Write `run.json`, making the folder; what is secret is masked, and asked for again when the run is resumed.
+
+        Raises:
+            ResourceError: If it cannot be written.
+        """
+        try:
+            write_document(f"{self.location}/{RUN_FILE}", masked(asdict(self)))
+        except OSError as error:
+            raise ResourceError(
+                f"{self.location} cannot be written ({reason(error)}): free space, fix access, or set another output_dir"
+            ) from None
 
 
 def read_run(location: str, key: str = "resume") -> RunFolder:
@@ -58,12 +64,21 @@ def read_run(location: str, key: str = "resume") -> RunFolder:
     Raises:
         InputError: If it is not the folder of a run.
     """
-    filesystem, path = open_location(location)
-    if filesystem.get_file_info(f"{path}/{RUN_FILE}").type != fs.FileType.File:
-        raise InputError(f"{key}={location} is not the folder of a run: it has no {RUN_FILE}")
-    with filesystem.open_input_stream(f"{path}/{RUN_FILE}") as stream:
-        try:
-            content = json.loads(stream.read())
-            return RunFolder(**{**content, "location": absolute(location)})
-        except (ValueError, TypeError):
-            raise InputError(f"{location}/{RUN_FILE} is damaged: start a new run") from None
+    try:
+        content = read_document(f"{location}/{RUN_FILE}")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{key}={location} is not the folder of a run: it has no {RUN_FILE}") from None
+    except OSError as error:
+        raise InputError(f"{location}/{RUN_FILE} cannot be read ({reason(error)}): fix access") from None
+    except ValueError as error:
+        content, why = {}, f" ({reason(error)})"
+    else:
+        why = ""
+    known = {name: content[name] for name in _KNOWN if name in content}
+    fits = all(isinstance(value, _KNOWN[name]) for name, value in known.items())
+    if not fits or not _NEEDED.keys() <= known.keys():
+        raise InputError(
+            f"{location}/{RUN_FILE} is damaged{why}: bring it back from a copy (changed by hand, it must lose its "
+            '"check"), or start a new run; its checkpoints are as good as before'
+        )
+    return RunFolder(**{**known, "location": absolute(location)})

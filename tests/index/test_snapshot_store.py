@@ -185,6 +185,6 @@ def test_a_swap_is_on_the_disk_when_its_note_returns(tmp_path) -> None:
     assert done.returncode == -9
     folder = f"{tmp_path}/index"
     files = [f"{folder}/round_0000000{round}.json.part" for round in range(3)]
-    assert done.stdout.split() == [at for file in files for at in (file, folder)]
+    assert done.stdout.split() == [str(tmp_path), *(at for file in files for at in (file, folder))]
     store = SnapshotStore(folder)
     assert [store.swap_at(round) for round in range(4)] == [10, 11, 12, None]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
+import shutil
 
 import pytest
 import torch
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.locations import open_location
+from distmetric.locations import open_location, sealed
 from distmetric.training.checkpoint import CheckpointStore, find_checkpoint, read_checkpoint
 
 
@@ -99,9 +102,177 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(tmp_path) -> N
     store = CheckpointStore(str(tmp_path))
     save(store, 1)
     manifest = tmp_path / "step_00000001" / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99, "version": "7.1"}))
-    with pytest.raises(InputError, match=r"format 99 \(written by distmetric 7\.1\)"):
-        read_checkpoint(str(tmp_path / "step_00000001"))
+    files = json.loads(manifest.read_text())["files"]
+    for number in (0, 99):
+        other = {"format": number, "version": "7.1", "files": files}
+        for written in (sealed(other), json.dumps(other).encode()):
+            manifest.write_bytes(written)
+            expected = rf"format {number} \(written by distmetric 7\.1\), .* use the version that wrote it"
+            for ask in (store.latest, store.best, lambda: read_checkpoint(f"{tmp_path}/step_00000001")):
+                with pytest.raises(InputError, match=expected):
+                    ask()
+
+
+def test_a_manifest_of_older_versions_has_no_checksum_and_is_read(tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 1)
+    manifest = tmp_path / "step_00000001" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["check"]
+    manifest.write_text(json.dumps(content, indent=1))
+    assert store.latest().step == 1
+    manifest.write_text(json.dumps({**content, "more": 1}, indent=1))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        store.at(1)
+
+
+META = {"step": 1, "metrics": None, "config": {}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]", "null", "7", '"text"', "{", "[" * 100_000, "[1]".encode("utf-16"), b"\xff\xfe\x00",
+        *(json.dumps(META | change) for change in (
+            {"step": "1"}, {"step": None}, {"step": -1}, {"step": 1.0}, {"step": True}, {"step": 2},
+            {"metrics": 3}, {"metrics": []}, {"config": "x"},
+        )),
+        json.dumps({"step": 1}), json.dumps({"metrics": None}),
+    ],
+)  # fmt: skip
+def test_an_odd_meta_file_with_fitting_checksums_is_refused_in_one_line(content, tmp_path, caplog) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 1)
+    forge(tmp_path / "step_00000001", content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match="step_00000001") as told:
+        store.at(1)
+    assert "\n" not in str(told.value)
+    save(store, 2)
+    assert store.latest().step == 2
+    assert store.best().step == 2
+
+
+def forge(folder, meta: bytes) -> None:
+    """Replace meta.json, and the manifest by one that fits it."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "meta.json").write_bytes(meta)
+    manifest["files"]["meta.json"] = hashlib.sha256(meta).hexdigest()
+    (folder / "manifest.json").write_bytes(sealed(manifest))
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, "high", None, [1]])
+def test_a_score_that_is_no_number_makes_no_checkpoint_the_best(score, tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path), keep_last=1)
+    save(store, 1, 0.5)
+    save(store, 2, score)
+    save(store, 3)
+    assert store.best().step == 1
+    assert store.steps() == [1, 3]
+
+
+@pytest.mark.parametrize("names", [["../x.pt"], ["/etc/passwd"], [], ["model.pt"], ["meta.json", "a/b.pt"]])
+def test_a_manifest_names_files_of_its_own_folder(names, tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 1)
+    manifest = {"format": 1, "version": "x", "files": dict.fromkeys(names, "0" * 64)}
+    (tmp_path / "step_00000001" / "manifest.json").write_bytes(sealed(manifest))
+    with pytest.raises(InputError, match=r"manifest\.json is damaged"):
+        store.at(1)
+
+
+def test_a_renamed_checkpoint_is_refused(tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    save(store, 1)
+    save(store, 2)
+    (tmp_path / "step_00000002").rename(tmp_path / "step_00000009")
+    assert store.latest().step == 1
+    with pytest.raises(InputError, match="holds step 2: it was renamed"):
+        store.at(9)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "empty", "no manifest"])
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again(damage, tmp_path, caplog) -> None:
+    store = CheckpointStore(str(tmp_path))
+    for step in (1, 2):
+        save(store, step, 0.1 * step)
+    for step in (1, 2):
+        file = tmp_path / f"step_0000000{step}" / "model.pt"
+        if damage == "flipped":
+            data = bytearray(file.read_bytes())
+            data[step] ^= 4
+            file.write_bytes(data)
+        elif damage == "empty":
+            file.write_bytes(b"")
+        else:
+            file.with_name("manifest.json").unlink()
+    for ask in (store.latest, store.best):
+        with pytest.raises(InputError) as told:
+            ask()
+        message = str(told.value)
+        assert "none of the 2 checkpoints" in message
+        assert "step_00000001" in message
+        assert "step_00000002" in message
+        assert "start a new run with another name" in message
+        assert "\n" not in message
+
+
+def test_a_first_checkpoint_that_was_never_completed_is_none(tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    (tmp_path / "step_00000005").mkdir()
+    (tmp_path / "step_00000005" / "model.pt").write_bytes(b"half")
+    assert store.latest() is None
+    assert store.best() is None
+    save(store, 3)
+    assert store.steps() == [3]
+
+
+def test_what_comes_after_the_one_just_saved_is_dropped_as_damaged(tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path), keep_last=1)
+    save(store, 20)
+    (tmp_path / "step_00000020").rename(tmp_path / "copy")
+    save(store, 30)
+    (tmp_path / "step_00000030" / "model.pt").write_bytes(b"")
+    (tmp_path / "copy").rename(tmp_path / "step_00000020")
+    assert store.latest().step == 20
+    save(store, 25)
+    assert store.steps() == [25]
+    assert store.latest().step == 25
+
+
+def test_a_store_is_seen_to_be_writable_before_the_first_step(tmp_path) -> None:
+    store = CheckpointStore(f"{tmp_path}/run/checkpoints")
+    store.open()
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResourceError, match=r"cannot be written to .*/file/checkpoints .*another output_dir"):
+        CheckpointStore(f"{tmp_path}/file/checkpoints").open()
+    with pytest.raises(ResourceError, match="cannot be written to /proc/"):
+        CheckpointStore("/proc/checkpoints").open()
+
+
+def test_a_folder_that_is_removed_while_the_run_goes_on_is_not_made_again(tmp_path) -> None:
+    store = CheckpointStore(f"{tmp_path}/run/checkpoints")
+    store.open()
+    save(store, 1)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(ResourceError, match="was removed while the run was going on"):
+        save(store, 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_read_is_named(tmp_path) -> None:
+    store = CheckpointStore(str(tmp_path), keep_last=1)
+    first = save(store, 1)
+    save(store, 2)
+    with pytest.raises(InputError, match=r"step_00000001/model\.pt is missing"):
+        first.tensors("model")
+
+
+@pytest.mark.parametrize("location", ["\0", "~nobody_has_this_name/x", "x" * 5000])
+def test_a_path_that_cannot_be_one_is_one_line(location) -> None:
+    with pytest.raises(InputError) as told:
+        find_checkpoint(location)
+    assert "\n" not in str(told.value)
 
 
 def test_an_unwritable_store_leaves_older_checkpoints_whole(tmp_path) -> None:
@@ -113,7 +284,7 @@ def test_an_unwritable_store_leaves_older_checkpoints_whole(tmp_path) -> None:
     assert store.latest().step == 1
 
 
-def test_checkpoints_hold_no_pickled_code(tmp_path) -> None:
+def test_checkpoints_hold_no_pickled_code(tmp_path, capsys) -> None:
     store = CheckpointStore(str(tmp_path))
 
     class Evil:
@@ -121,8 +292,12 @@ def test_checkpoints_hold_no_pickled_code(tmp_path) -> None:
             return (print, ("executed",))
 
     store.save(1, {"model": {"x": Evil()}}, {})
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+    with pytest.raises(
+        InputError, match=r"model\.pt was not loaded, .* \(it would run print\): use a checkpoint"
+    ) as told:
         store.latest().tensors("model")
+    assert "\n" not in str(told.value)
+    assert capsys.readouterr().out == ""
 
 
 def test_find_checkpoint_takes_a_run_or_a_checkpoint(tmp_path) -> None:
