@@ -1,11 +1,13 @@
-"""Measure time and memory of the losses or of the index, beside their peers on the same machine.
+"""Measure time and memory of the losses or of the index, beside their peers on the same machine, or what training survives.
 
     python jobs/benchmark.py suite=losses
     python jobs/benchmark.py losses=[batch_hard,supcon] sizes=[4096] processes=[1] peers=false
     python jobs/benchmark.py suite=index
     python jobs/benchmark.py suite=index embeddings=embeddings.parquet methods=[flat,class_balls]
+    python jobs/benchmark.py suite=soak seconds=600
 
-The last line is a JSON object: markdown and json (paths of the tables), run_id, cells, statuses, seconds.
+The last line is a JSON object: markdown and json (paths of the tables), run_id, cells, statuses, seconds; of a soak, in
+place of cells and statuses, what the faults have cost and whether the training ended as if there had been none.
 """
 
 import sys
