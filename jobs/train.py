@@ -5,7 +5,8 @@
     python jobs/train.py resume=outputs/NAME
     ray job submit --working-dir . -- python jobs/train.py experiment=omniglot data.path=FILE trainer=cluster
 
-The last line is a JSON object: run_id, run_dir, checkpoint (folder of the best one), step, seconds, metrics, report.
+The last line is a JSON object: run_id, run_dir, checkpoint (folder of the best one), step, seconds, metrics, report,
+notices (what the run has to tell of itself).
 """
 
 import sys
@@ -13,14 +14,14 @@ from typing import Any
 
 from distmetric.cluster.run_folder import load_resumable
 from distmetric.config.command import run_command
-from distmetric.config.compose import compose, resume, value_of
+from distmetric.config.compose import compose, resume, resumed_folder
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 
 
 def main(overrides: list[str]) -> dict[str, Any]:
     """Compose, check, train."""
-    interrupted = value_of("resume", overrides)
+    interrupted = resumed_folder(overrides)
     values = resume(load_resumable(interrupted), overrides) if interrupted else compose("config", overrides)
     config = decode(Config, values)
     from distmetric.cluster.fit import (

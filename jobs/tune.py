@@ -15,7 +15,7 @@ from typing import Any
 
 from distmetric.cluster.tune_folder import read_tuning
 from distmetric.config.command import run_command
-from distmetric.config.compose import load, resume, value_of
+from distmetric.config.compose import load, resume, resumed_folder
 from distmetric.config.decode import decode
 from distmetric.config.jobs import TuneJob
 from distmetric.config.tune_plan import plan_trials
@@ -23,7 +23,7 @@ from distmetric.config.tune_plan import plan_trials
 
 def main(overrides: list[str]) -> dict[str, Any]:
     """Compose, check every trial, search."""
-    interrupted = value_of("resume", overrides)
+    interrupted = resumed_folder(overrides)
     folder = read_tuning(interrupted) if interrupted else None
     job = (
         decode(TuneJob, resume(asdict(folder.job), overrides)) if folder else load("tune", TuneJob, overrides)

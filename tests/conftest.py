@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from disks import disk_of
+
 
 @pytest.fixture(autouse=True)
 def _clean_slate() -> Iterator[None]:
@@ -26,10 +28,17 @@ def glyph_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("glyphs")
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 512 KiB that the test may fill."""
+    with disk_of(tmp_path / "disk", 512) as folder:
+        yield folder
+
+
 @pytest.fixture(autouse=True)
 def _quiet_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Private clusters on this machine: without a mode Ray would write a token into the home folder.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

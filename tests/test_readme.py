@@ -249,6 +249,15 @@ CHECKS: dict[str, Check] = {
         lambda _, result: result["registered"]["version"] == 1
     ),
     "python jobs/train.py --help": runs(),
+    "python jobs/train.py 'trainer.num_workers=[1,2]' model.norm=sync_batch": checked_by(
+        "tests/end_to_end/test_elastic.py::test_a_lost_machine_is_done_without_until_there_is_another"
+    ),
+    "python jobs/train.py resume=outputs/NAME": checked_by(
+        "tests/end_to_end/test_tracking_outages.py::test_a_run_whose_server_is_not_there_is_whole_and_resume_delivers_it"
+    ),
+    "python jobs/benchmark.py suite=soak seconds=600": checked_by(
+        "tests/end_to_end/test_soak.py::test_a_minute_with_faults_ends_as_if_there_had_been_none"
+    ),
     "python jobs/train.py experiment=quickstart sampler=hard_neighbors": checked_by(
         "tests/end_to_end/test_hard_neighbors.py::"
         "test_killing_the_index_and_a_worker_right_after_a_swap_leaves_the_run_as_planned"

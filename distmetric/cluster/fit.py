@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distmetric.cluster.session import ray_session  # sets Ray's environment, so before anything imports ray
 
 # isort: split
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-
 from distmetric import __version__, errors
-from distmetric.cluster.index_messages import IndexHandles
-from distmetric.cluster.index_start import start_index, stop_index
-from distmetric.cluster.progress_board import shown_progress
+from distmetric.cluster.groups import train_on_workers
 from distmetric.cluster.run_folder import new_run_location
-from distmetric.cluster.tracked import close_tracking, open_tracking
-from distmetric.cluster.worker import train_worker
+from distmetric.cluster.stop import StopSignals
+from distmetric.cluster.tracked import (
+    close_tracking,
+    note_identity,
+    open_tracking,
+    separate_tracking,
+    tagged_with_notices,
+)
 from distmetric.config.decode import decode
-from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config, TrainerConfig
+from distmetric.config.schema import DEFAULT_CACHE, CatalogDataConfig, Config
+from distmetric.config.signals import Interrupted
 from distmetric.config.validate import validate
+from distmetric.data.splits import check_answerable
 from distmetric.inference.origin import command_line, environment
 from distmetric.inference.run_report import write_report
-from distmetric.locations import absolute
-from distmetric.progress import Progress
+from distmetric.locations import absolute, check_writable, reason
+from distmetric.tracking.server import Server
 from distmetric.tracking.tracked_run import TrackedRun
+from distmetric.training.memory import check_memory
+from distmetric.training.notices import read_notices
+from distmetric.training.resumption import finished
+from distmetric.training.run_data import build_sampler, known_attributes, open_data
 from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict
-from distmetric.training.worker import build_sampler, known_attributes, open_data
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,8 @@ class FitResult:
         metrics: Evaluation of the best checkpoint.
         report: Path of report.html, or None.
         registered: URI of the best checkpoint in MLflow's model registry, or None.
+        undelivered: Records that the tracking server has not taken; they wait in the run's folder.
+        notices: What the run has to tell of itself, such as steps that were left out.
     """
 
     name: str
@@ -59,6 +69,8 @@ class FitResult:
     metrics: dict[str, float]
     report: str | None = None
     registered: str | None = None
+    undelivered: int = 0
+    notices: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain containers, for one line of JSON."""
@@ -75,7 +87,11 @@ def fit(config: Config, tags: Mapping[str, str] | None = None) -> FitResult:
 
     Everything that can be checked is checked before anything is started. Workers that die are replaced, up to
     `trainer.max_failures` times, and training resumes from the newest intact checkpoint. With `config.resume` the
-    run of that folder goes on, in the same MLflow run.
+    run of that folder goes on, in the same MLflow run; where it has done all its steps, what was left to do at its end
+    is done: its report, its model in the registry, and what MLflow has not got of it.
+
+    Called in the main thread, it hears SIGINT and SIGTERM from the moment on when Ray is started: with the first one
+    the run saves and ends, which `resume` takes up; the second ends this process at once.
 
     Args:
         config: The whole run.
@@ -85,17 +101,56 @@ def fit(config: Config, tags: Mapping[str, str] | None = None) -> FitResult:
         What the run left.
 
     Raises:
+        StoppedError: If it was asked to stop; the tracked run is marked as killed.
+        Interrupted: If so before there was a run.
         UserError: With one line that names the fix; the tracked run is marked as failed.
     """
     config, fingerprint = checked(config)
-    with ray_session(config.trainer):
-        folder, tracked = _open_run(config, fingerprint, tags or {})
-        with tracked.watch():
-            outcome = _train(config, folder)
-            result = FitResult(folder.name, folder.location, folder.run_id, folder.tracking_uri, **outcome)
-    if config.report:
-        result = replace(result, report=write_report(config, result.run_dir, result.checkpoint, tracked))
-    return replace(result, registered=close_tracking(config, tracked, result.to_dict()))
+    config, server = separate_tracking(config)
+    done = finished(config, fingerprint)
+    with StopSignals.heard() as signals:
+        with nullcontext() if done else ray_session(config.trainer):
+            signals.check()
+            folder, tracked = _open_run(config, fingerprint, tags or {}, server, over=done is not None)
+            with tracked.watch(), tagged_with_notices(tracked, folder.location):
+                outcome = done or train_on_workers(config, folder.location, signals, tracked)
+                result = FitResult(folder.name, folder.location, tracked.run_id, tracked.uri, **outcome)
+        return _closed(config, folder, tracked, result, signals)
+
+
+def _closed(
+    config: Config, folder: RunFolder, tracked: TrackedRun, result: FitResult, signals: StopSignals
+) -> FitResult:
+    """Do what is left to do when the training has ended: the report, the registered model, the tracker's last word.
+
+    Raises:
+        UserError: If there is no report; all else has been done, and what was trained is whole.
+    """
+    unreported: errors.UserError | None = None
+    try:
+        with signals.at_once():
+            try:
+                if config.report:
+                    report = write_report(config, result.run_dir, result.checkpoint, tracked)
+                    result = replace(result, report=report)
+            except errors.UserError as error:
+                unreported = error
+            result = replace(result, registered=close_tracking(config, tracked, result.to_dict()))
+    except Interrupted as signal:
+        raise errors.StoppedError(
+            f"stopped on {signal} after the last step, {result.step}: resume={result.run_dir} does what is left, the "
+            "report above all"
+        ) from None
+    finally:
+        undelivered = tracked.close()
+        note_identity(folder, tracked)
+    if unreported is not None:
+        raise type(unreported)(
+            f"the training has ended well, with its best checkpoint in {result.checkpoint}, but there is no report: "
+            f"{unreported}; then resume={result.run_dir} makes it"
+        )
+    notices = [notice["message"] for notice in read_notices(result.run_dir)]
+    return replace(result, run_id=tracked.run_id, undelivered=undelivered, notices=notices)
 
 
 def checked(config: Config) -> tuple[Config, str]:
@@ -112,92 +167,37 @@ def checked(config: Config) -> tuple[Config, str]:
     catalog = open_data(config.data)
     build_sampler(config, catalog)
     known_attributes(config, catalog)
-    catalog.rows(config.data.test_split)
+    split = config.data.test_split
+    check_answerable(catalog.labels[catalog.rows(split)], f"{catalog.path}, data.test_split={split}")
+    if not (config.trainer.address or os.environ.get("RAY_ADDRESS")):  # or workers run on other machines
+        check_memory(config, catalog)
+    try:
+        check_writable(config.resume or config.output_dir)
+    except OSError as error:
+        key = f"output_dir={config.output_dir}" if config.resume is None else f"resume={config.resume}"
+        raise errors.ResourceError(
+            f"{key} cannot be written to ({reason(error)}): free space, fix access, or name another folder"
+        ) from None
     return config, catalog.fingerprint
 
 
-def _open_run(config: Config, fingerprint: str, tags: Mapping[str, str]) -> tuple[RunFolder, TrackedRun]:
+def _open_run(
+    config: Config, fingerprint: str, tags: Mapping[str, str], server: Server | None, over: bool
+) -> tuple[RunFolder, TrackedRun]:
     if config.resume is not None:
         folder = read_run(config.resume)
-        if folder.fingerprint != fingerprint:
-            raise errors.InputError(
-                f"the data has changed since {folder.location} was started: resume with the same catalog, "
-                "or start a new run"
-            )
-        return folder, open_tracking(config, folder)
+        tracked = open_tracking(config, folder, server, over=over)
+        return note_identity(folder, tracked), tracked
     name, location = new_run_location(config)
     folder = RunFolder(
         *(location, name, config_dict(config), fingerprint, __version__),
         command=command_line(),
         environment=environment(),
     )
-    tracked = open_tracking(config, folder, tags)
+    tracked = open_tracking(config, folder, server, tags)
     folder = replace(folder, tracking_uri=tracked.uri, run_id=tracked.run_id)
     folder.write()
     return folder, tracked
-
-
-def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
-    with shown_progress(Progress("steps", config.train.steps)) as board:
-        index = start_index(config, folder.location)
-        try:
-            return _train_with(index, board, config, folder)
-        finally:
-            stop_index(index)
-
-
-def _train_with(index: IndexHandles | None, board: Any, config: Config, folder: RunFolder) -> dict[str, Any]:
-    payload = {
-        "config": config_dict(config),
-        "run_dir": folder.location,
-        "tracking_uri": folder.tracking_uri,
-        "run_id": folder.run_id,
-        "board": board,
-        "index": index,
-    }
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=payload,
-        scaling_config=_scaling(config.trainer),
-        torch_config=TorchConfig(timeout_s=int(config.trainer.timeout_s)),
-        run_config=RunConfig(
-            name="ray",
-            storage_path=folder.location,
-            # Without the second limit Ray would try for ever to place workers that do not fit.
-            failure_config=FailureConfig(
-                max_failures=config.trainer.max_failures, controller_failure_limit=0
-            ),
-            logging_config=LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        outcome = trainer.fit().return_value
-    except Exception as error:
-        raise _explained(error, config.trainer) from error
-    if "error" in outcome:
-        raise getattr(errors, outcome["error"])(outcome["message"])
-    return dict(outcome)
-
-
-def _scaling(trainer: TrainerConfig) -> ScalingConfig:
-    resources = {"CPU": trainer.cpus_per_worker}
-    if trainer.use_gpu:
-        resources["GPU"] = 1
-    return ScalingConfig(
-        num_workers=trainer.num_workers, use_gpu=trainer.use_gpu, resources_per_worker=resources
-    )
-
-
-def _explained(error: Exception, trainer: TrainerConfig) -> Exception:
-    """A user's mistake where Ray's error is one, and the error itself otherwise."""
-    if "WorkerGroupStartupTimeoutError" in repr(error) or "StartupTimeout" in str(error):
-        gpus = " and as many GPUs" if trainer.use_gpu else ""
-        return errors.ResourceError(
-            f"trainer.num_workers={trainer.num_workers} workers with {trainer.cpus_per_worker:g} CPUs each{gpus} "
-            f"were not placed within trainer.start_timeout_s={trainer.start_timeout_s:g}: the cluster is too small "
-            "or busy; set fewer workers or wait longer"
-        )
-    return error
 
 
 def _with_absolute_paths(config: Config) -> Config:

@@ -66,6 +66,7 @@ class NeighborIndexActor:
         by_rows: Whether snapshots list neighbors of rows, too.
         shards: Names of the actors that hold the embeddings; empty: this one does.
         sweepers: Names of those that embed the training set, for index=sweep.
+        check: Called before a snapshot is stored; raises if the run was resumed without this actor.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class NeighborIndexActor:
         by_rows: bool,
         shards: Sequence[str] = (),
         sweepers: Sequence[str] = (),
+        check: Callable[[], None] | None = None,
     ) -> None:
         log_in_one_line()
         numbers = labels()
@@ -85,7 +87,7 @@ class NeighborIndexActor:
         self._shards, self._sweepers = named_actors(shards), named_actors(sweepers)
         self._held = None if shards else HeldClasses(numbers, dim, config, by_rows)
         self._incarnation = self._held.incarnation if self._held else secrets.token_hex(8)
-        self._store = SnapshotStore(location)
+        self._store = SnapshotStore(location, check)
         self._snapshot, self._version = self._stored()
         self._published = asyncio.Condition()
         self._fed = asyncio.Event()

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from distmetric.config.schema import Config, DataConfig
 from distmetric.errors import ConfigError
 from distmetric.index.config import InlineIndexConfig, StreamIndexConfig, SweepIndexConfig
 from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
+from distmetric.training.claim import check_owner
+from distmetric.training.run_data import open_data, training_labels
 from distmetric.training.saved_model import config_dict
-from distmetric.training.worker import open_data, training_labels
 
 CALLS_PER_WORKER = 4
 """Calls that a training process may have waiting at an actor at once, with some to spare."""
@@ -47,12 +49,13 @@ class TrainingLabels:
         return training_labels(open_data(self.data), self.data.train_split).astype(np.int32)
 
 
-def start_index(config: Config, run_dir: str) -> IndexHandles | None:
+def start_index(config: Config, run_dir: str, owner: str) -> IndexHandles | None:
     """Start the actors that a run's index asks for; nobody waits for them to be ready.
 
     Args:
         config: The whole run.
         run_dir: Its folder; snapshots go to `index` in it.
+        owner: Identity of the driver's claim to the folder.
 
     Returns:
         Their handles, for `IndexClient`; None where the run needs none.
@@ -81,7 +84,7 @@ def start_index(config: Config, run_dir: str) -> IndexHandles | None:
             started.append(start_actor(IndexShardActor, shard, share, **options))
         for place, sweeper in enumerate(sweepers):
             started.append(_start_sweeper(config, sweeper, place))
-        args = (*common, f"{run_dir}/index", by_rows, shards, sweepers)
+        args = (*common, f"{run_dir}/index", by_rows, shards, sweepers, partial(check_owner, run_dir, owner))
         started.append(start_actor(NeighborIndexActor, f"{name}-index", args, **options))
     except BaseException:
         _kill(started)
@@ -146,7 +149,7 @@ def _fitting(
     actors = index.shards + (index.shards > 1)
     sweepers = index.workers if isinstance(index, SweepIndexConfig) else 0
     gpus, cpus = have.get("GPU", 0.0), have.get("CPU", 0.0)
-    gpus -= trainer.num_workers if trainer.use_gpu else 0
+    gpus -= trainer.min_workers if trainer.use_gpu else 0
     if index.num_gpus * actors > gpus:
         log.warning(
             "index.num_gpus=%g for %d actors but %g GPUs are left: the index works on the CPU",
@@ -160,15 +163,16 @@ def _fitting(
             *(index.worker_gpus, sweepers, max(gpus, 0.0)),
         )
         index = replace(index, worker_gpus=0.0)
-    needed = trainer.num_workers * trainer.cpus_per_worker + index.num_cpus * actors
+    workers = trainer.min_workers * trainer.cpus_per_worker
+    needed = workers + index.num_cpus * actors
     if isinstance(index, SweepIndexConfig):
         needed += index.worker_cpus * sweepers
-    if needed > cpus and needed > trainer.num_workers * trainer.cpus_per_worker:
+    if needed > cpus and needed > workers:
         keys = f"index.num_cpus={index.num_cpus:g} for {actors} actors"
         if isinstance(index, SweepIndexConfig):
             keys += f" and index.worker_cpus={index.worker_cpus:g} for {sweepers}"
         raise ConfigError(
-            f"{keys} beside the trainer's {trainer.num_workers} x {trainer.cpus_per_worker:g} need {needed:g} CPUs "
+            f"{keys} beside the trainer's {trainer.min_workers} x {trainer.cpus_per_worker:g} need {needed:g} CPUs "
             f"but this machine has {cpus:g}: set them to 0, which shares the trainer's, or lower "
             "trainer.cpus_per_worker"
         )
@@ -176,7 +180,7 @@ def _fitting(
 
 
 def _calls(config: Config) -> int:
-    return max(_LEAST_CALLS, CALLS_PER_WORKER * config.trainer.num_workers)
+    return max(_LEAST_CALLS, CALLS_PER_WORKER * config.trainer.max_workers)
 
 
 def _kill(actors: Sequence[ActorHandle]) -> None:

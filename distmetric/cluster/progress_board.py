@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from distmetric.cluster.stop import StopDesk
 from distmetric.progress import Progress
 
 _TELL_EVERY_S, _LOOK_EVERY_S = 0.5, 0.25
@@ -37,11 +39,13 @@ class Standing:
     note: str
 
 
-class ProgressBoard:
-    """The actor between rank 0 and the driver: holds the newest standing."""
+class ProgressBoard(StopDesk):
+    """The actor between workers and driver: the newest standing, where the workers are, what is asked of them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._standing: Standing | None = None
+        self._group, self._machines = 0, dict[int, str]()
 
     def tell(self, standing: Standing) -> None:
         """Replace what is known."""
@@ -50,6 +54,30 @@ class ProgressBoard:
     def standing(self) -> Standing | None:
         """What is known; None before anybody told anything."""
         return self._standing
+
+    def join(self, group: int, rank: int, machine: str) -> None:
+        """Note that a worker has begun, and where; of a later group, it ends what was known of the one before."""
+        if group != self._group:
+            self._group, self._machines = group, {}
+        self._machines[rank] = machine
+
+    def machines(self, group: int) -> dict[int, str]:
+        """Machine by rank of the workers that have begun."""
+        return self._machines if group == self._group else {}
+
+    def places(self) -> set[str]:
+        """Machines of the workers of the newest group."""
+        return set(self._machines.values())
+
+
+def machines_of(board: Any, group: int) -> dict[int, str]:
+    """Machine by rank of the workers of a group that have begun, as far as the board can be asked."""
+    try:
+        known: dict[int, str] = ray.get(board.machines.remote(group), timeout=5)
+    except Exception as error:  # it was lost, and is being started anew
+        log.debug("nobody knows where the workers are: %s", error)
+        return {}
+    return known
 
 
 class RemoteProgress:
@@ -94,7 +122,9 @@ def shown_progress(progress: Progress) -> Iterator[Any]:
     Yields:
         The handle for `RemoteProgress`.
     """
-    board = ray.remote(ProgressBoard).options(num_cpus=0, max_restarts=-1).remote()
+    # With the driver, and not on a machine that may be lost with the workers on it.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board = ray.remote(ProgressBoard).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
     over = threading.Event()
     viewer = threading.Thread(target=_view, args=(board, progress, over), name="progress", daemon=True)
     viewer.start()

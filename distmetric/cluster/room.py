@@ -13,9 +13,9 @@ Resources = tuple[float, float]
 
 
 def reserved(config: Config) -> list[Resources]:
-    """What Ray reserves for a run: for each of its workers, and of the actors of its index."""
+    """What Ray reserves for a run: for each of its workers (the most it may have), and of the actors of its index."""
     trainer, index = config.trainer, config.index
-    wanted = [(trainer.cpus_per_worker, float(trainer.use_gpu))] * trainer.num_workers
+    wanted = [(trainer.cpus_per_worker, float(trainer.use_gpu))] * trainer.max_workers
     if isinstance(config.sampler, HardNeighborSamplerConfig) and not isinstance(index, InlineIndexConfig):
         wanted += [(index.num_cpus, index.num_gpus)] * (index.shards + (index.shards > 1))
         if isinstance(index, SweepIndexConfig):

@@ -40,7 +40,7 @@ def summary(config: Config, data: str) -> str:
     trainer, sampler = config.trainer, config.sampler
     batch = f"{sampler.classes_per_batch} classes x {sampler.samples_per_class} images"
     device = "GPU" if trainer.use_gpu else "CPU"
-    workers = f"{trainer.num_workers} {device} worker{'s' * (trainer.num_workers > 1)}"
+    workers = f"{trainer.workers()} {device} worker{'s' * (trainer.max_workers > 1)}"
     return (
         f"**{data}**: {config.model.name} with {config.model.embedding_dim} dimensions, loss {config.loss.name}, "
         f"batches of {batch} ({sampler.name}), {config.train.steps:,} steps on {workers}."

@@ -20,7 +20,7 @@ from distmetric.index.config import SweepIndexConfig
 from distmetric.models.build import build_embedder
 from distmetric.samplers.slices import rank_slice
 from distmetric.training.embedding import embed
-from distmetric.training.worker import known_attributes, open_data, training_labels
+from distmetric.training.run_data import known_attributes, open_data, training_labels
 
 
 class SweepWorker:
@@ -55,7 +55,9 @@ class SweepWorker:
             rows=self._rows,
         )
         attributes = known_attributes(run, catalog)
-        self._embedder = build_embedder(run.model, run.seed, Replica(), attributes).to(self._device)
+        self._embedder = build_embedder(
+            run.model, run.seed, Replica(), attributes, allow_custom_targets=run.allow_custom_targets
+        ).to(self._device)
 
     def embed(self, step: int, weights: Packed, holders: Sequence[ActorHandle]) -> bool:
         """Embed the share and push it to the index.

@@ -22,7 +22,7 @@ from distmetric import __version__
 from distmetric.cluster.room import room_for
 from distmetric.cluster.run_folder import load_resumable, new_run_location
 from distmetric.cluster.session import ray_session
-from distmetric.cluster.tracked import close_tracking
+from distmetric.cluster.tracked import attach_config, close_tracking, find_server
 from distmetric.cluster.tune_folder import Result, TuneFolder, is_tuning
 from distmetric.cluster.tune_trial import TrialRun
 from distmetric.cluster.tune_watch import TuneWatch
@@ -69,7 +69,7 @@ def tune_settings(plan: TunePlan, folder: TuneFolder | None = None) -> dict[str,
         os.environ.setdefault(name, value)
     configs = {trial.name: _checked(plan, trial) for trial in plan.trials}
     largest = max(
-        (each.trainer for each in configs.values()), key=lambda of: of.num_workers * of.cpus_per_worker
+        (each.trainer for each in configs.values()), key=lambda of: of.min_workers * of.cpus_per_worker
     )
     over = folder is not None and not TuneWatch(plan, folder, TrackedRun()).pending
     with nullcontext() if over else ray_session(largest):
@@ -86,6 +86,7 @@ def tune_settings(plan: TunePlan, folder: TuneFolder | None = None) -> dict[str,
             finally:
                 watch.close()
             best = _best(watch)
+        tracked.close()
     report, registered = _close(best, configs[best.trial], folder, plan.job.report)
     return {
         "best": {
@@ -105,7 +106,7 @@ def tune_settings(plan: TunePlan, folder: TuneFolder | None = None) -> dict[str,
         },
         "folder": folder.location,
         "table": f"{folder.location}/trials.csv",
-        "run_id": folder.run_id,
+        "run_id": tracked.run_id,
         "tracking_uri": folder.tracking_uri,
         "seconds": time.monotonic() - started,
     }
@@ -141,27 +142,19 @@ def _room(plan: TunePlan, configs: list[Config]) -> int:
 def _open(
     plan: TunePlan, configs: Mapping[str, Config], folder: TuneFolder | None
 ) -> tuple[TuneFolder, TrackedRun]:
-    if folder is not None:
-        tracked = TrackedRun(folder.tracking_uri, folder.run_id)
-        tracked.reopen()
-        return folder, tracked
     job, config = plan.job, next(iter(configs.values()))
+    server = find_server(config, None if folder is None else folder.tracking_uri)
+    if folder is not None:
+        return folder, TrackedRun.resume(folder.location, server)
     name = job.name or f"tune-{new_run_location(config)[0]}"
     name, location = new_run_location(replace(config, name=name))
     if is_tuning(location):
         raise InputError(
             f"name={name} is taken: choose another name, or continue that search with resume={location}"
         )
-    tracked = TrackedRun()
-    if isinstance(config.tracking, MLflowConfig):
-        tags = {
-            "distmetric.version": __version__,
-            "distmetric.run_dir": location,
-            "distmetric.kind": "tune",
-        }
-        where = (config.tracking.uri, config.tracking.experiment, config.output_dir)
-        tracked = TrackedRun.create(*where, name, leaves(asdict(job)), tags)
-        tracked.log_config({**asdict(job), "trials": [trial.settings for trial in plan.trials]})
+    tags = {"distmetric.version": __version__, "distmetric.run_dir": location, "distmetric.kind": "tune"}
+    tracked = TrackedRun.create(location, server, name, leaves(asdict(job)), tags)
+    attach_config(tracked, {**asdict(job), "trials": [trial.settings for trial in plan.trials]})
     folder = TuneFolder(
         location,
         name,
@@ -231,7 +224,7 @@ def _spec(plan: TunePlan, trial: Trial, config: Config, folder: TuneFolder) -> d
         tracking = config.tracking
         if isinstance(tracking, MLflowConfig):
             # One model is registered: that of the best trial, when it is known.
-            tracking = replace(tracking, uri=folder.tracking_uri, register=None)
+            tracking = replace(tracking, uri=tracking.uri or folder.tracking_uri, register=None)
         values = config_dict(replace(config, name=trial.name, output_dir=folder.location, tracking=tracking))
     command = ["jobs/train.py", *plan.shared, *trial.overrides]
     return {"config": values, "run_dir": run_dir, "metric": plan.job.metric, "tags": tags, "command": command}
@@ -252,6 +245,9 @@ def _close(
     """Do for the best trial's run what `fit` does at the end of a run: write its report, and register its model."""
     if best.checkpoint is None:
         return None, None
-    tracked = TrackedRun(folder.tracking_uri, best.run_id)
-    report = write_report(config, best.run_dir, best.checkpoint, tracked) if wants_report else None
-    return report, close_tracking(config, tracked, {**asdict(best), "report": report})
+    tracked = TrackedRun.own(best.run_dir, find_server(config, folder.tracking_uri))
+    try:
+        report = write_report(config, best.run_dir, best.checkpoint, tracked) if wants_report else None
+        return report, close_tracking(config, tracked, {**asdict(best), "report": report})
+    finally:
+        tracked.close()

@@ -14,7 +14,8 @@ from pyarrow import fs
 from distmetric.config.decode import decode
 from distmetric.config.jobs.tune import TuneJob
 from distmetric.errors import ConfigError, InputError
-from distmetric.locations import absolute, open_location, put_in_place
+from distmetric.locations import absolute, make_folder, open_location, put_in_place, writing
+from distmetric.secrets import is_masked, masked
 
 _TUNE_FILE, _TRIALS_FILE, _TABLE_FILE = "tune.json", "trials.json", "trials.csv"
 
@@ -72,8 +73,9 @@ class TuneFolder:
 
     def write(self) -> None:
         """Write `tune.json`, making the folder."""
-        open_location(self.location)[0].create_dir(open_location(self.location)[1], recursive=True)
-        _write(f"{self.location}/{_TUNE_FILE}", json.dumps(asdict(self), indent=1))
+        with writing(self.location):
+            make_folder(*open_location(self.location))
+        _write(f"{self.location}/{_TUNE_FILE}", json.dumps(masked(asdict(self)), indent=1))
 
     def results(self) -> list[Result]:
         """Of the trials that have ended, in their order."""
@@ -93,8 +95,11 @@ class TuneFolder:
         Returns:
             By file name the contents.
         """
-        rows = [asdict(each) for each in sorted(results, key=lambda each: each.trial)]
-        tables = {_TRIALS_FILE: json.dumps(rows, indent=1), _TABLE_FILE: _csv(ranked(results, metric))}
+        rows = [masked(asdict(each)) for each in sorted(results, key=lambda each: each.trial)]
+        tables = {
+            _TRIALS_FILE: json.dumps(rows, indent=1),
+            _TABLE_FILE: masked(_csv(ranked(results, metric))),
+        }
         for name, text in tables.items():
             _write(f"{self.location}/{name}", text)
         return tables
@@ -116,10 +121,17 @@ def read_tuning(location: str) -> TuneFolder:
         raise InputError(f"resume={location} is not the folder of a search: it has no {_TUNE_FILE}")
     try:
         content = json.loads(text)
+        secret = is_masked(content["job"]) or is_masked(content["drawn"])
         content["job"] = decode(TuneJob, content["job"])
-        return TuneFolder(**{**content, "location": absolute(location)})
+        folder = TuneFolder(**{**content, "location": absolute(location)})
     except (ValueError, TypeError, KeyError, ConfigError):
         raise InputError(f"{location}/{_TUNE_FILE} is damaged: start a new search") from None
+    if secret:
+        raise InputError(
+            f"{location}/{_TUNE_FILE} lacks a setting, which was not stored because it is secret: start a new search, "
+            "whose models read secrets from the environment"
+        )
+    return folder
 
 
 def is_tuning(location: str) -> bool:
@@ -156,5 +168,9 @@ def _read(location: str) -> str | None:
 
 def _write(location: str, text: str) -> None:
     filesystem, path = open_location(location)
-    with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
+    with (
+        writing(location, "free space or fix access, then resume"),
+        put_in_place(filesystem, path) as target,
+        filesystem.open_output_stream(target) as stream,
+    ):
         stream.write(text.encode())

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from distmetric.cluster.fit import fit  # sets Ray's environment, so before anything imports ray
 
@@ -15,12 +15,11 @@ from distmetric.cluster.fit import fit  # sets Ray's environment, so before anyt
 import ray
 from ray import tune
 
+from distmetric.cluster.tracked import end_tracked
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.errors import UserError
-from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.evaluations import read_evaluations
-from distmetric.training.run_folder import read_run
 
 _LOOK_EVERY_S = 1.0  # how late an evaluation may be known to the scheduler
 _STOP_WITHIN_S = 60.0  # of an interrupted run, to end its workers and say so in the tracker
@@ -120,16 +119,3 @@ def run_trial(values: dict[str, Any], tags: Mapping[str, str], command: Sequence
             reason = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
     print(found, flush=True)
     return reason
-
-
-def end_tracked(run_dir: str, status: Literal["FAILED", "KILLED"], reason: str) -> None:
-    """Say in the tracker how a run has ended that could not say so itself.
-
-    Args:
-        run_dir: Its folder; nothing happens if it is not there, or untracked.
-        status: "FAILED" or "KILLED".
-        reason: Why.
-    """
-    with contextlib.suppress(UserError):
-        folder = read_run(run_dir)
-        TrackedRun(folder.tracking_uri, folder.run_id).end(status, reason)

@@ -11,8 +11,9 @@ from typing import Any
 
 from ray import tune
 
+from distmetric.cluster.tracked import end_tracked
 from distmetric.cluster.tune_folder import Result, TuneFolder, ranked
-from distmetric.cluster.tune_trial import OUTCOME, end_tracked
+from distmetric.cluster.tune_trial import OUTCOME
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
 from distmetric.config.tune_plan import Trial, TunePlan

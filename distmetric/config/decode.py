@@ -17,6 +17,8 @@ from distmetric.errors import ConfigError
 
 T = TypeVar("T")
 
+_SHOWN = 200  # characters
+
 
 def decode(schema: type[T], values: Mapping[str, Any]) -> T:
     """Build the dataclass `schema` from nested mappings.
@@ -33,7 +35,7 @@ def decode(schema: type[T], values: Mapping[str, Any]) -> T:
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """One line for a key that does not exist, with the nearest one that does."""
-    known = list(known)
+    known, key = list(known), key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..."
     section, _, leaf = key.rpartition(".")
     siblings = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
     close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.6)
@@ -46,6 +48,17 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     if section and siblings:
         return f"{key} is not a setting: {section} has {', '.join(sorted(siblings))}"
     return f"{key} is not a setting: --cfg prints all there are"
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: as in YAML, and of a long one the beginning."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, or brackets without end
+        text = f"({type(value).__name__})"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -162,8 +175,7 @@ def _expected(schema: Any) -> str:
 
 
 def _wrong(key: str, value: Any, expected: str) -> ConfigError:
-    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return ConfigError(f"{key}={shown} is wrong: it must be {expected}")
+    return ConfigError(f"{key}={shown(value)} is wrong: it must be {expected}")
 
 
 def _join(key: str, name: Any) -> str:

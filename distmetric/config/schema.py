@@ -125,26 +125,64 @@ class TrainConfig:
     """bfloat16: autocast of the trunk, with float32 weights, similarities and loss. float64: for equality tests."""
     log_every: int = 10
     """Steps between two transfers of the per-step measurements to the tracker (every step is logged)."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """A step whose loss, gradient or embeddings are not finite is never taken: stop at it, or go on without it."""
+    max_skipped: int = 20
+    """With non_finite=skip: steps left out in a row at which the run stops all the same."""
 
 
 @dataclass(kw_only=True, frozen=True)
 class TrainerConfig:
     """The Ray workers."""
 
-    num_workers: int = 2
-    """Training processes; each takes an equal slice of the global batch."""
+    num_workers: int | list[int] = 2
+    """Training processes, which share every global batch; [min, max]: as many of them as there is room for."""
     use_gpu: bool = False
     """One GPU and NCCL per worker instead of CPUs and gloo."""
     cpus_per_worker: float = 1.0
     """CPUs that Ray reserves for a worker; it computes with as many threads."""
     max_failures: int = 3
-    """How often lost workers are replaced and training resumes before the run fails."""
+    """How often workers may fail and training resumes; machines lost by a [min, max] that gets on do not count."""
     address: str | None = None
     """Ray cluster to join; null: the one named by RAY_ADDRESS (as inside a job), else a private local Ray."""
     start_timeout_s: float = 60.0
     """How long to wait for the workers to be placed; on an autoscaled cluster, for machines to boot."""
     timeout_s: float = 600.0
     """How long a collective waits for a silent rank."""
+    resize_check_s: float = 60.0
+    """With [min, max] workers and fewer than max: seconds between two looks for room for more of them."""
+
+    def __post_init__(self) -> None:
+        """Check the number of workers, which two properties read.
+
+        Raises:
+            ValueError: If a range is none.
+        """
+        wanted = self.num_workers
+        if isinstance(wanted, list) and not (len(wanted) == 2 and 1 <= wanted[0] <= wanted[1]):
+            raise ValueError(
+                f"num_workers={wanted} is wrong: give one number, or [min, max] with 1 <= min <= max"
+            )
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest processes that train."""
+        return self.num_workers[0] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def max_workers(self) -> int:
+        """Most processes that train."""
+        return self.num_workers[-1] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of processes may change while the run lasts."""
+        return isinstance(self.num_workers, list)
+
+    def workers(self) -> str:
+        """How many processes, as text: 2, or 1 to 4."""
+        least, most = self.min_workers, self.max_workers
+        return str(most) if least == most else f"{least} to {most}"
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -223,6 +261,8 @@ class Config:
     """Folder of a run to continue; its configuration is used, with the overrides given now on top."""
     report: bool = True
     """Write report.html into the run's folder at the end."""
+    allow_custom_targets: bool = False
+    """Whether `model.target` may name code outside this package, which is imported and run; never taken from a run."""
     data: DataConfig
     augment: AugmentSpec
     model: AnySpec

@@ -15,8 +15,9 @@ from distmetric.config.validate import validate
 from distmetric.errors import ConfigError
 
 # What the search decides for its trials: where they are kept, what they are compared by.
+_OWN = ("name", "output_dir", "report", "resume", "allow_custom_targets")
 _OF_THE_SEARCH = {
-    **{key: f"{key}=... of the search itself" for key in ("name", "output_dir", "report", "resume")},
+    **{key: f"{key}=... of the search itself" for key in _OWN},
     "checkpoint.best_metric": "metric=...",
 }
 
@@ -140,4 +141,5 @@ def _compose(job: TuneJob, shared: Mapping[str, Any], settings: Mapping[str, Any
 
 
 def _given(job: TuneJob) -> dict[str, Any]:
-    return {"checkpoint.best_metric": job.metric, "report": False}
+    trusted = {"allow_custom_targets": True} if job.allow_custom_targets else {}
+    return {"checkpoint.best_metric": job.metric, "report": False, **trusted}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 from distmetric.config.attributes import check_attributes
-from distmetric.config.schema import Config
+from distmetric.config.schema import Config, SamplerConfig, TrainerConfig
 from distmetric.errors import ConfigError
 from distmetric.evaluation.retrieval import measure_names
 from distmetric.functional.dial import ends
 from distmetric.losses.build import CrossBatchMemoryConfig, nested_losses
+from distmetric.models.spec import CustomSpec
+from distmetric.models.targets import check_target
 from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
 
 
@@ -20,9 +22,12 @@ def validate(config: Config) -> None:
         ConfigError: For the first contradiction, naming the keys, their values and the fix.
     """
     trainer, sampler, train = config.trainer, config.sampler, config.train
-    _at_least("trainer.num_workers", trainer.num_workers, 1)
+    if isinstance(config.model, CustomSpec):
+        check_target(config.model.target, config.allow_custom_targets)
+    _at_least("trainer.num_workers", trainer.min_workers, 1)
     _at_least("train.steps", train.steps, 1)
     _at_least("train.log_every", train.log_every, 1)
+    _at_least("train.max_skipped", train.max_skipped, 1)
     _at_least("checkpoint.every_steps", config.checkpoint.every_steps, 1)
     _at_least("checkpoint.keep_last", config.checkpoint.keep_last, 1)
     _at_least("seed", config.seed, 0)
@@ -37,6 +42,7 @@ def validate(config: Config) -> None:
     _above_zero("optim.lr", config.optim.lr)
     _above_zero("trainer.timeout_s", trainer.timeout_s)
     _above_zero("trainer.start_timeout_s", trainer.start_timeout_s)
+    _above_zero("trainer.resize_check_s", trainer.resize_check_s)
     _check_evaluation(config)
     if config.optim.clip_norm is not None:
         _above_zero("optim.clip_norm", config.optim.clip_norm)
@@ -54,21 +60,29 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"schedule.final_fraction={config.schedule.final_fraction} is wrong: 0 < fraction <= 1"
         )
-    batch = sampler.classes_per_batch * sampler.samples_per_class
-    if batch % trainer.num_workers:
-        nearest = _nearest_divisible(
-            sampler.classes_per_batch, sampler.samples_per_class, trainer.num_workers
-        )
-        raise ConfigError(
-            f"sampler.classes_per_batch={sampler.classes_per_batch} x sampler.samples_per_class="
-            f"{sampler.samples_per_class} = {batch} rows cannot be divided among trainer.num_workers="
-            f"{trainer.num_workers}: set sampler.classes_per_batch={nearest}"
-        )
-    _check_losses(config, batch)
+    _check_slices(sampler, trainer)
+    _check_losses(config, sampler.classes_per_batch * sampler.samples_per_class)
     _check_neighbors(config)
     check_attributes(config)
     if config.data.name == "glyphs" and config.model.channels != 1:
         raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
+
+
+def _check_slices(sampler: SamplerConfig, trainer: TrainerConfig) -> None:
+    """Every worker needs rows: equally many where their number is fixed, two or more where it may change."""
+    classes, samples = sampler.classes_per_batch, sampler.samples_per_class
+    batch, workers = classes * samples, trainer.max_workers
+    given = (
+        f"sampler.classes_per_batch={classes} x sampler.samples_per_class={samples} = {batch} rows cannot be divided "
+        f"among trainer.num_workers={trainer.num_workers}"
+    )
+    if trainer.is_elastic:
+        if batch < 2 * workers:
+            fix = f"[{min(trainer.min_workers, batch // 2)}, {batch // 2}]"
+            raise ConfigError(f"{given} with two or more for each: set trainer.num_workers={fix}")
+    elif batch % workers:
+        nearest = _nearest_divisible(classes, samples, workers)
+        raise ConfigError(f"{given}: set sampler.classes_per_batch={nearest}")
 
 
 def _check_evaluation(config: Config) -> None:

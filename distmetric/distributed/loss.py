@@ -75,8 +75,7 @@ class DistributedLoss(nn.Module):
         weights = own.new_tensor([term.weight for term in terms]) / safe_count(counts).to(own.dtype)
         share = (own * weights).sum() * ranks
         value = (totals.to(own.dtype) * weights).sum()
-        # The value of the joint batch with the gradient of this rank's share.
-        return share + (value - share).detach(), num_active.sum() / num_terms.sum().clamp_min(1)
+        return _joint_value(share, value.detach()), num_active.sum() / num_terms.sum().clamp_min(1)
 
     def set_step(self, step: int) -> None:
         """Tell loss and miner which step of the training comes next."""
@@ -115,6 +114,22 @@ class DistributedLoss(nn.Module):
                 f"the {what} {type(culprit).__name__} gives every rank something else for the same batch (does it "
                 "draw random numbers?), so the gradient would be nobody's: use one of distmetric instead"
             )
+
+
+class _JointValue(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: Any, _share: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+def _joint_value(share: Tensor, value: Tensor) -> Tensor:
+    """The value of the joint batch, to the last bit equal on all ranks, with the gradient of this rank's share."""
+    result: Tensor = _JointValue.apply(share, value)  # type: ignore[no-untyped-call]
+    return result
 
 
 def _numbers(terms: list[LossTerm], ranks: int) -> Tensor:

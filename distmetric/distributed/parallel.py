@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from distmetric.distributed.gather import gather
 from distmetric.distributed.replica import Replica
 
 # Buffers (running statistics) are averaged when they matter, in `average_buffers`, and not sent at every step; the
@@ -64,3 +66,48 @@ def average_buffers(module: nn.Module, replica: Replica) -> None:
     means = torch.split(flat, [buffer.numel() for buffer in floating])
     for buffer, mean in zip(floating, means, strict=True):
         buffer.copy_(mean.view_as(buffer))
+
+
+@contextmanager
+def averaged_buffers(module: nn.Module, replica: Replica) -> Iterator[torch.Tensor | None]:
+    """Average floating-point buffers for a block; after it every rank has its own again, as if nothing had been.
+
+    Yields:
+        (W, n) float64, what each rank's own are, for `restore_buffers`; None where there is one rank, or no buffer.
+    """
+    own = _floating(module)
+    if replica.world_size == 1 or own is None:
+        yield None
+        return
+    average_buffers(module, replica)
+    try:
+        yield gather(own[None], replica, [1] * replica.world_size)
+    finally:
+        _put(module, own)
+
+
+def restore_buffers(module: nn.Module, buffers: torch.Tensor, replica: Replica) -> None:
+    """Put back this rank's own buffers; where the number of ranks has changed, they stay as they are.
+
+    Args:
+        module: The one they are of.
+        buffers: (W, n) as `averaged_buffers` gave them.
+        replica: Who this rank is.
+    """
+    if len(buffers) == replica.world_size:
+        _put(module, buffers[replica.rank])
+
+
+@torch.no_grad()
+def _floating(module: nn.Module) -> torch.Tensor | None:
+    floating = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    return torch.cat([buffer.double().flatten() for buffer in floating]) if floating else None
+
+
+@torch.no_grad()
+def _put(module: nn.Module, values: torch.Tensor) -> None:
+    floating = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    for buffer, part in zip(
+        floating, torch.split(values, [buffer.numel() for buffer in floating]), strict=True
+    ):
+        buffer.copy_(part.view_as(buffer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,29 +12,36 @@ from urllib.parse import quote
 
 from distmetric.config.decode import leaves
 from distmetric.config.jobs import ReportJob
-from distmetric.errors import InputError, ResourceError
+from distmetric.errors import InputError
 from distmetric.inference.run_report import collect, publish
-from distmetric.locations import absolute
+from distmetric.locations import absolute, writing
 from distmetric.reports.comparison import ComparedRun, write_comparison
+from distmetric.reports.run_report import RunReport
+from distmetric.secrets import masked
+from distmetric.tracking.address import tracking_uri
+from distmetric.tracking.delivery import read_delivered
+from distmetric.tracking.server import ServerError
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import Checkpoint, CheckpointStore
 from distmetric.training.evaluations import read_evaluations
+from distmetric.training.notices import read_notices
 from distmetric.training.run_folder import RunFolder, read_run
+
+log = logging.getLogger(__name__)
 
 _ENDED = {"FAILED": "failed", "KILLED": "was interrupted"}
 
 
 @dataclass(frozen=True)
 class _Standing:
-    """How a run stands, as far as its folder and its tracking say.
+    """How a run stands, as far as its folder says.
 
     Args:
         folder: With the configuration of its newest checkpoint, which a resumption may have changed.
         best: Its best checkpoint; None without any.
         done: Steps of the newest checkpoint, or of what is logged where that is more.
-        tracked: Its tracking; that of no run where it cannot be reached.
+        tracked: Its history.
         status: In a few words.
-        unreachable: Why its tracking cannot be reached.
     """
 
     folder: RunFolder
@@ -41,7 +49,6 @@ class _Standing:
     done: int
     tracked: TrackedRun
     status: str
-    unreachable: str = ""
 
 
 def make_report(job: ReportJob) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def make_report(job: ReportJob) -> dict[str, Any]:
     found = [_standing(location) for location in locations]
     out = f"{locations[0]}/report.html" if job.out is None else absolute(job.out)
     if len(found) == 1:
-        _report_one(found[0], out, attach=job.out is None)
+        _report_one(found[0], out, job)
     else:
         _compare(found, out)
     return {"out": out, "runs": [_told(one) for one in found]}
@@ -76,32 +83,48 @@ def _told(found: _Standing) -> dict[str, Any]:
     }
 
 
-def _report_one(found: _Standing, out: str, *, attach: bool) -> None:
+def _report_one(found: _Standing, out: str, job: ReportJob) -> None:
     notes = [] if found.status == "finished" else [f"This run {found.status}."]
-    if found.unreachable:
-        notes.append(f"Curves are those of the evaluations only: {found.unreachable}")
-    report = collect(found.folder, found.tracked, found.best, notes)
-    publish(report, out, found.tracked if attach else TrackedRun())
+    trusted = job.allow_custom_targets
+    report = collect(found.folder, found.tracked, found.best, notes, allow_custom_targets=trusted)
+    _publish(report, out, found.folder if job.out is None else None)
+
+
+def _publish(report: RunReport, out: str, folder: RunFolder | None) -> None:
+    """Write a report, and attach it to a tracked run if its server takes it."""
+    if folder is None or folder.tracking_uri is None or folder.run_id is None:
+        publish(report, out, None)
+        return
+    from distmetric.tracking.mlflow_server import Attachable
+
+    uri = tracking_uri(None, ".", folder.tracking_uri)
+    try:
+        publish(report, out, Attachable(uri, folder.run_id))
+    except ServerError as error:
+        where = f"the run in MLflow at {folder.tracking_uri}"
+        log.warning("the report is not attached to %s (%s): make it again when that is mended", where, error)
 
 
 def _compare(found: list[_Standing], out: str) -> None:
     if "://" in out:
         raise InputError(f"out={out} is not a local file: comparisons link to reports beside them")
-    write_comparison(out, [_compared(one, out) for one in found])
+    compared = [_compared(one, out) for one in found]
+    with writing(f"out={out}"):
+        write_comparison(out, compared)
 
 
 def _compared(found: _Standing, out: str) -> ComparedRun:
     folder, best = found.folder, found.best
-    status = f"{found.status}; {found.unreachable}" if found.unreachable else found.status
     return ComparedRun(
         name=folder.name,
-        status=status,
+        status=found.status,
         step=None if best is None else best.step,
         metrics={} if best is None else dict(best.metrics),
         history=found.tracked.history(),
         evaluations=read_evaluations(folder.location),
-        config=leaves(folder.config),
+        config=leaves(masked(folder.config)),
         link=_link(folder.location, out),
+        notices=[f"step {one['step']:,}: {one['message']}" for one in read_notices(folder.location)],
     )
 
 
@@ -121,33 +144,20 @@ def _standing(location: str) -> _Standing:
     best = store.best()
     if newest is not None:
         folder = replace(folder, config=dict(newest.meta["config"]))
-    tracked, unreachable = _tracked(folder)
+    tracked = TrackedRun(folder.location)
+    delivered = read_delivered(folder.location)
+    folder = replace(
+        folder,
+        tracking_uri=delivered.get("uri", folder.tracking_uri),
+        run_id=delivered.get("run_id", folder.run_id),
+    )
     logged = max((step for pairs in tracked.history().values() for step, _ in pairs), default=0)
     done = max(logged, 0 if newest is None else newest.step)
-    return _Standing(
-        folder, best, done, tracked, _status(folder, newest, done, *tracked.status()), unreachable
-    )
-
-
-def _tracked(folder: RunFolder) -> tuple[TrackedRun, str]:
-    """The run's tracking, or none and why."""
-    uri = folder.tracking_uri
-    if uri is None:
-        return TrackedRun(), ""
-    database = uri.removeprefix("sqlite:///")
-    # Opening a database that is not there would make an empty one.
-    if database != uri and not Path(database).is_file():
-        return TrackedRun(), f"its MLflow database {database} is not there"
-    try:
-        tracked = TrackedRun(uri, folder.run_id)
-        tracked.status()
-    except ResourceError as error:
-        return TrackedRun(), str(error)
-    return tracked, ""
+    return _Standing(folder, best, done, tracked, _status(folder, newest, done, *tracked.status()))
 
 
 def _status(folder: RunFolder, newest: Checkpoint | None, done: int, status: str, reason: str) -> str:
-    """How a run stands: what MLflow says where it says something, and what the checkpoints say elsewhere."""
+    """How a run stands: what its history says where it says something, and what the checkpoints say elsewhere."""
     steps = int(folder.config["train"]["steps"])
     where = f"at step {done:,} of {steps:,}"
     if newest is not None and newest.step >= steps and status in ("FINISHED", ""):

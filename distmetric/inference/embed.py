@@ -36,12 +36,14 @@ class EmbedWork:
         images: Where they are.
         schema: Of the rows.
         batch_size: Images per forward pass.
+        allow_custom_targets: Whether the checkpoint's trunk may be code outside this package.
     """
 
     checkpoint: str
     images: ImageSource
     schema: pa.Schema
     batch_size: int
+    allow_custom_targets: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,9 @@ class PartEmbedder:
         self, work: EmbedWork, device: torch.device | str | None = None, threads: int | None = None
     ) -> None:
         self._work, self._threads = work, threads
-        self._embedder = CheckpointEmbedder(work.checkpoint, device)
+        self._embedder = CheckpointEmbedder(
+            work.checkpoint, device, allow_custom_targets=work.allow_custom_targets
+        )
 
     def embed(self, number: int, part: ImagePart, progress: Counter | None = None) -> EmbeddedPart:
         """Embed a part.
@@ -151,7 +155,7 @@ def embed_source(job: EmbedJob, embed_parts: EmbedParts = embed_here) -> dict[st
     check_ending(job.out)
     out = absolute(job.out)
     checkpoint = find_checkpoint(job.checkpoint)
-    config = decode(Config, checkpoint.meta["config"])
+    config = config_of(checkpoint)
     images = open_images(job.source if "://" in job.source else absolute(job.source), job.split)
     schema = embedding_schema(
         config.model.embedding_dim,
@@ -159,7 +163,7 @@ def embed_source(job: EmbedJob, embed_parts: EmbedParts = embed_here) -> dict[st
         {"checkpoint": checkpoint.location, "step": str(checkpoint.step)},
     )
     location = absolute(checkpoint.location)
-    work = EmbedWork(location, images, schema, job.batch_size)
+    work = EmbedWork(location, images, schema, job.batch_size, job.allow_custom_targets)
     store = PartStore(out, _settings(job, checkpoint, images), schema)
     kept = store.open(job.fresh)
     starts = range(0, len(images), job.part_rows)
@@ -170,12 +174,18 @@ def embed_source(job: EmbedJob, embed_parts: EmbedParts = embed_here) -> dict[st
     progress = Progress("images embedded", total=len(images))
     progress.start_at(sum(part.stop - part.start for part in parts if part.number in kept))
     rows = sum(kept.values())
+    started_anew = not kept
     try:
         missing = [part for part in parts if part.number not in kept]
         with closing(embed_parts(work, missing, progress)) as finished:
             for part in finished:
                 store.add(part)
+                started_anew = False
                 rows += part.rows.num_rows
+    except Exception:
+        if started_anew:
+            store.remove()  # there is nothing that another job could go on with
+        raise
     finally:
         progress.close()
     if rows == 0:

@@ -30,15 +30,21 @@ class CheckpointEmbedder:
     Args:
         location: Folder of a checkpoint, or of a run (its best one); a path or URI.
         device: Where to compute; None for the GPU where there is one.
+        allow_custom_targets: Whether its trunk may be code outside this package, which is imported and run.
 
     Raises:
         InputError: If there is no such checkpoint, or it is damaged.
+        ConfigError: If its trunk is code outside this package, and that is not allowed.
     """
 
-    def __init__(self, location: str, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, location: str, device: torch.device | str | None = None, *, allow_custom_targets: bool = False
+    ) -> None:
         self.device = best_device() if device is None else torch.device(device)
         self.checkpoint = find_checkpoint(location)
-        embedder, self.config = load_embedder(self.checkpoint, self.device)
+        embedder, self.config = load_embedder(
+            self.checkpoint, self.device, allow_custom_targets=allow_custom_targets
+        )
         self.model = embedder.float()
         self.dim = self.model.embedding_dim
 

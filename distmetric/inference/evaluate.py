@@ -29,10 +29,11 @@ from distmetric.inference.evaluation_sets import (
 )
 from distmetric.inference.evaluation_table import evaluation_table
 from distmetric.inference.images import BadImages, is_catalog
-from distmetric.inference.protocols import Material, measure
+from distmetric.inference.protocols import Material, Measured, measure
 from distmetric.inference.verification_pairs import PairList, read_pairs
 from distmetric.locations import absolute, open_location, put_in_place
-from distmetric.training.worker import open_data
+from distmetric.secrets import masked
+from distmetric.training.run_data import open_data
 
 
 def run_evaluation(job: EvaluateJob) -> dict[str, Any]:
@@ -68,7 +69,11 @@ def run_evaluation(job: EvaluateJob) -> dict[str, Any]:
 
 def _evaluation(job: EvaluateJob, location: str | None, pairs: PairList | None) -> dict[str, Any]:
     started = time.monotonic()
-    embedder = None if location is None else CheckpointEmbedder(location)
+    embedder = (
+        None
+        if location is None
+        else CheckpointEmbedder(location, allow_custom_targets=job.allow_custom_targets)
+    )
     bad: BadImages = []
     described: dict[str, Any] = {}
     if embedder is not None:
@@ -77,7 +82,7 @@ def _evaluation(job: EvaluateJob, location: str | None, pairs: PairList | None) 
     if query.model:
         described["embedded_by"] = query.model
     device = best_device()
-    found = measure(job.protocol, Material(query, gallery, pairs, job.seed, device))
+    found = _measured(job.protocol, Material(query, gallery, pairs, job.seed, device))
     settings = asdict(job.protocol)
     return {
         **described,
@@ -89,6 +94,17 @@ def _evaluation(job: EvaluateJob, location: str | None, pairs: PairList | None) 
         "bad_images": [{"path": path, "reason": reason} for path, reason in bad],
         "seconds": time.monotonic() - started,
     }
+
+
+def _measured(protocol: ProtocolConfig, material: Material) -> Measured:
+    """Measure; what is wrong with the material is said with its name."""
+    names = [each.name for each in (material.query, material.gallery) if each is not None]
+    try:
+        return measure(protocol, material)
+    except InputError as error:
+        if "protocol" in str(error) or any(name in str(error) for name in names):
+            raise
+        raise InputError(f"{' and '.join(names)}: {error}") from None
 
 
 def _sets(
@@ -204,6 +220,6 @@ def _write(out: str, result: dict[str, Any]) -> None:
     filesystem, path = open_location(out)
     try:
         with put_in_place(filesystem, path) as target:
-            Path(target).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            Path(target).write_text(json.dumps(masked(result), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"out={out} cannot be written: {error.strerror}") from None

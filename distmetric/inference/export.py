@@ -35,9 +35,11 @@ from distmetric.inference.exported import (
 )
 from distmetric.inference.images import image_batches
 from distmetric.inference.onnx_export import check_packages, export_onnx, onnx_difference
-from distmetric.locations import absolute
+from distmetric.locations import absolute, writing
 from distmetric.models.embedder import Embedder
 from distmetric.models.spec import EmbedderSpec
+from distmetric.tracking.address import tracking_uri, without_credentials
+from distmetric.tracking.delivery import read_delivered
 from distmetric.tracking.model_card import ModelCard
 from distmetric.training.checkpoint import Checkpoint, find_checkpoint
 from distmetric.training.run_folder import read_run
@@ -67,22 +69,26 @@ def export_checkpoint(job: ExportJob) -> dict[str, Any]:
     if "onnx" in job.formats:
         check_packages()
     checkpoint = find_checkpoint(absolute(job.checkpoint))
-    embedder, config = load_embedder(checkpoint)
+    embedder, config = load_embedder(checkpoint, allow_custom_targets=job.allow_custom_targets)
     embedder = embedder.float()
     images = _images(job, config.model)
     result: dict[str, Any] = {"checkpoint": checkpoint.location, "step": checkpoint.step}
+    place = "the folder for temporary files" if job.out is None else f"out={job.out}"
     with _staging(job.out) as staging:
         files, differences = [], {}
         card = _card(checkpoint, config, "")
         if "onnx" in job.formats:
-            export_onnx(embedder, images.shape[1:], staging / ONNX_FILE, card.tags())
+            with writing(place):
+                export_onnx(embedder, images.shape[1:], staging / ONNX_FILE, card.tags())
             differences["onnx"] = onnx_difference(staging / ONNX_FILE, embedder, images, _BATCH_SIZES)
             files += sorted(staging.glob(f"{ONNX_FILE}*"))
         if {"safetensors", "mlflow"} & set(job.formats):
             packed = staging / "embedder"
-            packed.mkdir()
-            card = _card(checkpoint, config, _pack(packed, embedder, checkpoint, config))
-            differences["safetensors"] = _difference(load_exported(packed), embedder, images)
+            with writing(place):
+                packed.mkdir()
+                card = _card(checkpoint, config, _pack(packed, embedder, checkpoint, config))
+            loaded = load_exported(packed, allow_custom_targets=job.allow_custom_targets)
+            differences["safetensors"] = _difference(loaded, embedder, images)
         result["parity"] = _checked(differences, embedder, images, job.tolerance)
         if "mlflow" in job.formats:
             result |= _log_model(job, checkpoint, config, packed, card)
@@ -179,11 +185,12 @@ def _log_model(
     from distmetric.tracking.registry import ModelRegistry, PackedModel
 
     run_uri, run_id = _tracked_run(checkpoint)
-    uri = job.tracking_uri or (run_uri and _existing(run_uri)) or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri is None:
+    known = None if job.tracking_uri or run_uri is None else _existing(run_uri)
+    if not (job.tracking_uri or known or os.environ.get("MLFLOW_TRACKING_URI")):
         raise InputError(
             f"{checkpoint.location} comes from a run that was not tracked: give tracking_uri=... for formats=[mlflow]"
         )
+    uri = tracking_uri(job.tracking_uri, ".", known, "tracking_uri")
     tracking = config.tracking if isinstance(config.tracking, MLflowConfig) else MLflowConfig()
     model = PackedModel(
         folder=packed,
@@ -194,7 +201,7 @@ def _log_model(
     )
     registry = ModelRegistry(uri, tracking.experiment)
     run_id = run_id if registry.knows(run_id) else None
-    result: dict[str, Any] = {"tracking_uri": uri, "run_id": run_id}
+    result: dict[str, Any] = {"tracking_uri": without_credentials(uri), "run_id": run_id}
     if job.register is None:
         return result | {"model": registry.log(model, card, run_id)}
     registered = registry.register(job.register, model, card, run_id, job.alias)
@@ -215,7 +222,8 @@ def _tracked_run(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
         run = read_run(folder)
     except InputError:
         return None, None
-    return run.tracking_uri, run.run_id
+    found = read_delivered(folder)
+    return found.get("uri", run.tracking_uri), found.get("run_id", run.run_id)
 
 
 def _existing(uri: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,11 +26,13 @@ from distmetric.inference.device import best_device
 from distmetric.models.build import build_embedder
 from distmetric.models.embedder import Embedder
 from distmetric.models.spec import AnySpec, LibrarySpec
+from distmetric.secrets import masked
 
 FORMAT = 1
 WEIGHTS, CONFIG = "embedder.safetensors", "config.json"
 IMAGE_COLUMN = "image"
 _BATCH_SIZE = 64
+_ALLOW = "DISTMETRIC_ALLOW_CUSTOM_TARGETS"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def write_exported(folder: Path, embedder: Embedder, config: ExportedConfig) -> 
     data: bytes = save(tensors)
     finite = {name: value for name, value in config.metrics.items() if math.isfinite(value)}
     (folder / WEIGHTS).write_bytes(data)
-    text = json.dumps(asdict(replace(config, metrics=finite)), indent=1)
+    text = json.dumps(masked(asdict(replace(config, metrics=finite))), indent=1)
     (folder / CONFIG).write_text(f"{text}\n", encoding="utf-8")
     return hashlib.sha256(data).hexdigest()
 
@@ -101,7 +104,9 @@ def read_exported_config(folder: str | Path) -> ExportedConfig:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())}): export again") from None
 
 
-def load_exported(folder: str | Path, device: torch.device | str = "cpu") -> Embedder:
+def load_exported(
+    folder: str | Path, device: torch.device | str = "cpu", *, allow_custom_targets: bool = False
+) -> Embedder:
     """The embedder in a folder that `jobs/export.py` wrote, in evaluation mode, bit for bit the one of the checkpoint.
 
         embedder = load_exported("exported")
@@ -110,6 +115,7 @@ def load_exported(folder: str | Path, device: torch.device | str = "cpu") -> Emb
     Args:
         folder: Has `embedder.safetensors` and `config.json`.
         device: Where it is to compute.
+        allow_custom_targets: Whether its trunk may be code outside this package, which is imported and run.
 
     Raises:
         InputError: If the folder is incomplete, or its files do not belong together.
@@ -122,7 +128,9 @@ def load_exported(folder: str | Path, device: torch.device | str = "cpu") -> Emb
     spec = config.model
     if isinstance(spec, LibrarySpec):
         spec = replace(spec, pretrained=False)
-    embedder = build_embedder(spec, seed=0, attribute_values=config.attribute_values)
+    embedder = build_embedder(
+        spec, seed=0, attribute_values=config.attribute_values, allow_custom_targets=allow_custom_targets
+    )
     path = Path(folder).expanduser() / WEIGHTS
     load = _safetensors().load
     try:
@@ -145,13 +153,16 @@ class ServedEmbedder:
 
     Args:
         folder: As `load_exported` takes it.
+        allow_custom_targets: Likewise.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, allow_custom_targets: bool = False) -> None:
         spec = read_exported_config(folder).model
         self._size, self._channels = spec.image_size, spec.channels
         self._device = best_device()
-        self._embedder = load_exported(folder, self._device).float()
+        self._embedder = load_exported(
+            folder, self._device, allow_custom_targets=allow_custom_targets
+        ).float()
 
     def predict(
         self,
@@ -190,8 +201,11 @@ class ServedEmbedder:
 
 
 def _load_pyfunc(data_path: str) -> ServedEmbedder:
-    """What MLflow calls to load a model that names this module as its loader."""
-    return ServedEmbedder(data_path)
+    """What MLflow calls to load a model that names this module as its loader.
+
+    Who loads a model whose trunk is code outside this package says so in the environment.
+    """
+    return ServedEmbedder(data_path, allow_custom_targets=os.environ.get(_ALLOW, "").lower() == "true")
 
 
 def _safetensors() -> Any:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from distmetric.data.decode import available_cores
+from distmetric.secrets import masked
 from distmetric.tracking.tracked_run import git_revision
 
 _PACKAGES = (
@@ -19,8 +20,8 @@ _PACKAGES = (
 
 
 def command_line() -> str:
-    """The command that this process was started with."""
-    return shlex.join(["python", *sys.argv])
+    """The command that this process was started with, what is secret masked."""
+    return masked(shlex.join(["python", *sys.argv]))
 
 
 def environment() -> dict[str, str]:

@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pyarrow import fs
 
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
@@ -21,17 +20,20 @@ from distmetric.errors import InputError
 from distmetric.index.audit import NearDuplicates
 from distmetric.index.snapshot_store import SnapshotStore
 from distmetric.index.suspects import coinciding_classes, coinciding_rows
+from distmetric.inference.bad_batches import bad_batches, with_images
 from distmetric.inference.device import best_device
-from distmetric.locations import open_location
+from distmetric.locations import make_folder, open_location, put_in_place, writing
 from distmetric.reports.run_report import RunReport, write_run_report
 from distmetric.reports.suspects import SHOWN, Coincidence
+from distmetric.secrets import masked
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import Checkpoint, read_checkpoint
 from distmetric.training.embedding import embed
 from distmetric.training.evaluations import read_evaluations
+from distmetric.training.notices import read_notices
+from distmetric.training.run_data import open_data, training_labels
 from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict, load_embedder
-from distmetric.training.worker import open_data, training_labels
 
 _MAX_IMAGES = 20_000  # of the test split, in whole classes: enough to search for telling queries
 
@@ -49,12 +51,20 @@ def write_report(config: Config, run_dir: str, checkpoint_location: str, tracked
         Where the report is.
     """
     folder = replace(read_run(run_dir), config=config_dict(config))
-    report = collect(folder, tracked, read_checkpoint(checkpoint_location))
-    return publish(report, f"{run_dir}/report.html", tracked)
+    report = collect(
+        *(folder, tracked, read_checkpoint(checkpoint_location)),
+        allow_custom_targets=config.allow_custom_targets,
+    )
+    return publish(report, f"{run_dir}/report.html", tracked if tracked.server else None)
 
 
 def collect(
-    folder: RunFolder, tracked: TrackedRun, checkpoint: Checkpoint | None, notes: Sequence[str] = ()
+    folder: RunFolder,
+    tracked: TrackedRun,
+    checkpoint: Checkpoint | None,
+    notes: Sequence[str] = (),
+    *,
+    allow_custom_targets: bool = False,
 ) -> RunReport:
     """Gather what a report is made of.
 
@@ -63,58 +73,81 @@ def collect(
         tracked: Where its history comes from.
         checkpoint: Whose embeddings are shown; None where the run has none yet.
         notes: What has to be said first.
+        allow_custom_targets: Whether the checkpoint's trunk may be code outside this package, whatever the folder says.
 
     Returns:
         The contents; without anything that takes images where there is no checkpoint, or where the data are no longer
-        those of the run, which a note says.
+        those of the run or are damaged, which a note says.
 
     Cost: one forward pass over at most 20,000 images of the test split.
     """
+    batches, num_batches = bad_batches(folder.location)
     report = RunReport(
         title=folder.name,
         history=tracked.history(),
-        config=folder.config,
-        environment=folder.environment or {"distmetric": folder.version},
-        command=folder.command,
+        config=masked(folder.config),
+        environment=masked(folder.environment or {"distmetric": folder.version}),
+        command=masked(folder.command),
         evaluations=read_evaluations(folder.location),
         notes=notes,
+        notices=read_notices(folder.location),
+        bad_batches=batches,
+        num_bad_batches=num_batches,
     )
     if checkpoint is None:
         return report
-    config = decode(Config, folder.config)
+    config = decode(Config, {**folder.config, "allow_custom_targets": allow_custom_targets})
     report = replace(report, metrics=dict(checkpoint.metrics), step=checkpoint.step, seed=config.seed)
     try:
         catalog = _catalog(config, folder)
+        shown = _examples(config, checkpoint, catalog) | _coincidences(config, folder, catalog)
+        shown["bad_batches"] = with_images(config, catalog, folder.location)
     except InputError as error:
         return replace(report, notes=[*notes, f"Without pictures, maps and confused classes: {error}"])
-    report = replace(report, **_examples(config, checkpoint, catalog))
-    return replace(report, **_coincidences(config, folder, catalog))
+    return replace(report, **shown)
 
 
-def publish(report: RunReport, location: str, tracked: TrackedRun) -> str:
+class TakesFiles(Protocol):
+    """Whatever files can be attached to; without a server that is nothing."""
+
+    def log_artifact(self, path: str) -> None:
+        """Attach a local file."""
+
+    def log_artifacts(self, folder: str, name: str) -> None:
+        """Attach the files of a local folder, as a folder of that name."""
+
+
+def publish(report: RunReport, location: str, tracked: TakesFiles | None) -> str:
     """Write a report to a path or URI and attach it, and its figures, to a tracked run.
 
     Returns:
         The location.
+
+    Raises:
+        ResourceError: If it cannot be written.
     """
     with tempfile.TemporaryDirectory() as folder:
         local, figures = Path(folder) / "report.html", Path(folder) / "figures"
         try:
-            write_run_report(local, report, figures if tracked.run_id else None)
+            with writing(f"{local}, a part of the report,"):
+                write_run_report(local, report, None if tracked is None else figures)
         finally:
             # A report that lacks a section, since that one could not be made, is there all the same.
             if local.exists():
-                _copy(local, location)
-                tracked.log_artifact(str(local))
-            if figures.exists():
+                with writing(location):
+                    _copy(local, location)
+                if tracked is not None:
+                    tracked.log_artifact(str(local))
+            if figures.exists() and tracked is not None:
                 tracked.log_artifacts(str(figures), "figures")
     return location
 
 
 def _copy(local: Path, location: str) -> None:
     filesystem, path = open_location(location)
-    filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    fs.copy_files(str(local), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=filesystem)
+    make_folder(filesystem, path.rpartition("/")[0])
+    with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
+        stream.write(local.read_bytes())
 
 
 def _catalog(config: Config, folder: RunFolder) -> Catalog:
@@ -132,7 +165,8 @@ def _catalog(config: Config, folder: RunFolder) -> Catalog:
 def _examples(config: Config, checkpoint: Checkpoint, catalog: Catalog) -> dict[str, Any]:
     """What a report shows of the evaluated images: embeddings, labels, pictures, names."""
     device = best_device()
-    embedder, _ = load_embedder(checkpoint, device)
+    trusted = config.allow_custom_targets
+    embedder, _ = load_embedder(checkpoint, device, allow_custom_targets=trusted)
     rows = _whole_classes(catalog.rows(config.data.test_split), catalog.labels, config.seed)
     store = ImageStore(catalog, config.model.image_size, config.model.channels, rows=rows)
     embeddings = embed(embedder.float(), store, rows, config.eval.batch_size, device)

@@ -109,7 +109,9 @@ def search(job: SearchJob) -> dict[str, Any]:
     Cost: the images of both sides embedded, unless a saved index has them, and the search.
     """
     started = time.monotonic()
-    embedder = None if job.checkpoint is None else CheckpointEmbedder(job.checkpoint)
+    embedder = None
+    if job.checkpoint is not None:
+        embedder = CheckpointEmbedder(job.checkpoint, allow_custom_targets=job.allow_custom_targets)
     work = _Work(job, embedder, None if embedder is None else MadeBy.of(embedder.checkpoint))
     queries_mark = work.mark("queries")
     known = _known_gallery(work)

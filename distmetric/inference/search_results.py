@@ -20,6 +20,7 @@ from distmetric.inference.neighbors import FoundNeighbors
 from distmetric.inference.search_sets import Pictures, SearchSet, tiles
 from distmetric.locations import open_location, put_in_place
 from distmetric.reports.search_page import FoundPicture, QueryPicture, grid_png, search_page
+from distmetric.secrets import masked
 
 SAME, DIFFERENT = "same", "different"
 _READ_QUERIES, _SHOWN_NEIGHBORS = 5, 10
@@ -188,7 +189,7 @@ def _write_csv(stream: Any, results: Results) -> None:
 
 def _write_json(stream: Any, results: Results, summary: Mapping[str, Any]) -> None:
     """A query a line, so that no more than that has to be in memory."""
-    head = json.dumps(dict(summary), indent=1)[:-2]
+    head = json.dumps(masked(dict(summary)), indent=1)[:-2]
     stream.write(f'{head},\n "results": ['.encode())
     for number in range(len(results)):
         query = {

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+import torch
+
 from distmetric.losses.arcface import ArcFaceLoss, ArcFaceLossConfig
 from distmetric.losses.attribute_classification import (
     AttributeClassificationLoss,
@@ -171,14 +173,25 @@ def nested_losses(config: LossConfig, key: str = "loss") -> Iterator[tuple[str, 
 
 
 def build_loss(config: LossConfig, context: LossContext) -> MetricLoss:
-    """The loss that `config` describes; whether embeddings have length one is the model's business."""
+    """The loss that `config` describes; whether embeddings have length one is the model's business.
+
+    Its parameters depend on the context's seed alone, so they are equal on all ranks and in a run that starts over
+    because it was killed before its first checkpoint. The global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reseed the accelerators too, which are not forked here.
+        torch.default_generator.manual_seed(context.seed)
+        return _build(config, context)
+
+
+def _build(config: LossConfig, context: LossContext) -> MetricLoss:
     if isinstance(config, WeightedSumLossConfig):
         return WeightedSumLoss(
-            {name: (part.weight, build_loss(part.loss, context)) for name, part in config.parts.items()}
+            {name: (part.weight, _build(part.loss, context)) for name, part in config.parts.items()}
         )
     if isinstance(config, CrossBatchMemoryConfig):
         return CrossBatchMemory(
-            build_loss(config.loss, context),
+            _build(config.loss, context),
             context.embedding_size,
             config.memory_size,
             context.miner,

@@ -208,7 +208,7 @@ def _drift(rows: Tensor, ids: Tensor, memory: Tensor, memory_ids: Tensor, by_age
     """Mean distance between rows and the newest row of the memory with the same id; NaN without any."""
     # Of places in order of age, a stable sort leaves the newest copy of an id last.
     sorted_ids, order = torch.sort(memory_ids[by_age], stable=True)
-    last = (torch.searchsorted(sorted_ids, ids, right=True) - 1).clamp_min(0)
+    last = (torch.searchsorted(sorted_ids, ids.contiguous(), right=True) - 1).clamp_min(0)
     found = (sorted_ids[last] == ids) & (ids != _NO_ID)
     moved = (rows - memory[by_age[order[last]]]).norm(dim=1)
     return torch.where(found, moved, 0).sum() / found.sum()

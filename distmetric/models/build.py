@@ -32,6 +32,8 @@ def build_embedder(
     seed: int,
     replica: Replica | None = None,
     attribute_values: Mapping[str, Sequence[str]] | None = None,
+    *,
+    allow_custom_targets: bool = False,
 ) -> Embedder:
     """Build the model that a spec describes, on the CPU, with weights that depend on the seed alone.
 
@@ -40,6 +42,7 @@ def build_embedder(
         seed: Seed of the initial weights. The global generator is left as it was.
         replica: The ranks that norm "sync_batch" normalizes over; None for the default process group.
         attribute_values: Name -> values of the attributes, at least of those that the spec names.
+        allow_custom_targets: Whether a custom trunk may be code outside this package, which is imported and run.
 
     Returns:
         The model in training mode, equal on all ranks that pass the same seed.
@@ -54,7 +57,8 @@ def build_embedder(
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the accelerators too, which are not forked here.
         torch.default_generator.manual_seed(seed)
-        embedder = _embedder(spec, _trunk(spec), _chosen_values(spec, attribute_values or {}))
+        trunk = _trunk(spec, allow_custom_targets)
+        embedder = _embedder(spec, trunk, _chosen_values(spec, attribute_values or {}))
     # The head's norm always sees the joint batch: ranks that standardized alone would not share one space.
     everything = spec.norm == "sync_batch"
     convert_sync_batchnorm(embedder if everything else embedder.head, replica or Replica.current())
@@ -63,7 +67,7 @@ def build_embedder(
     return embedder.train()
 
 
-def _trunk(spec: AnySpec) -> nn.Module:
+def _trunk(spec: AnySpec, allow_custom_targets: bool) -> nn.Module:
     match spec:
         case ConvSpec():
             trunk = ConvTrunk(spec.channels, spec.widths, _local_norm(spec), spec.pool_last)
@@ -93,7 +97,7 @@ def _trunk(spec: AnySpec) -> nn.Module:
 
             return TimmTrunk(spec.model, spec.pretrained, spec.token, spec.resize_to, spec.image_size)
         case CustomSpec():
-            return build_custom(spec.target, spec.kwargs)
+            return build_custom(spec.target, spec.kwargs, allow_custom_targets)
 
 
 def _local_norm(spec: ConvSpec | ResNetSpec) -> Norm:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import ceil
 
 import numpy as np
 import torch
@@ -18,13 +19,27 @@ from distmetric.evaluation.retrieval import RetrievalMetrics, query_measures
 from distmetric.models.embedder import Embedder
 from distmetric.samplers.slices import rank_slice, slice_sizes
 from distmetric.training.evaluations import Evaluation
+from distmetric.training.finite_steps import check_embeddings
 
 
 @torch.no_grad()
 def embed(
-    embedder: Embedder, images: ImageStore, rows: NDArray[np.int64], batch_size: int, device: torch.device
+    embedder: Embedder,
+    images: ImageStore,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    device: torch.device,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Embed catalog rows without augmentation, in evaluation mode.
+
+    Args:
+        embedder: What embeds.
+        images: Reads images of rows.
+        rows: Which.
+        batch_size: Images per forward pass.
+        device: Where to compute.
+        before_batch: Called before each forward pass; what it raises ends the work.
 
     Returns:
         (len(rows), D) on the device. The mode of the embedder is left as it was.
@@ -32,7 +47,10 @@ def embed(
     was_training = embedder.training
     embedder.eval()
     try:
-        parts = [embedder(images.images(part).to(device)) for part in _batches(rows, batch_size)]
+        parts = []
+        for part in _batches(rows, batch_size):
+            before_batch()
+            parts.append(embedder(images.images(part).to(device)))
     finally:
         embedder.train(was_training)
     if not parts:
@@ -55,6 +73,7 @@ def evaluate_sharded(
     seed: int,
     replica: Replica,
     device: torch.device,
+    pause: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Leave-one-out retrieval over `rows` and a survey of their pairs: each rank embeds and answers for its slice.
 
@@ -67,22 +86,31 @@ def evaluate_sharded(
         seed: Of the resamples.
         replica: Who this rank is.
         device: Where to compute.
+        pause: Called now and then, equally often by all ranks; what it raises on all of them ends the work.
 
     Returns:
         The evaluation of all M rows, equal on all ranks. Cost: M / W images embedded, M D values gathered, M^2 D / W
         multiplications per rank for the metrics and as many, in float64, for the survey.
+
+    Raises:
+        NonFiniteError: On all ranks, if an embedding is not finite.
     """
     sizes = slice_sizes(len(rows), replica.world_size)
     mine = rank_slice(rows, replica.rank, replica.world_size)
-    own = embed(embedder, images, mine, config.batch_size, device)
+    own = embed(embedder, images, mine, config.batch_size, device, pause)
+    for _ in range(ceil(max(sizes) / config.batch_size) - ceil(len(mine) / config.batch_size)):
+        pause()
     everybody = gather(own, replica, sizes)
+    check_embeddings(everybody, lambda place: images.catalog.described(int(rows[place])))
     all_labels = torch.from_numpy(labels).to(device)
     start = sum(sizes[: replica.rank])
     index = torch.arange(start, start + sizes[replica.rank], device=device)
+    pause()
     measures = query_measures(own, all_labels[index], everybody, all_labels, index, config.ks)
     metrics = RetrievalMetrics.from_measures(
         gather(measures, replica, sizes), config.ks, resamples=config.resamples, seed=seed
     )
+    pause()
     survey = None
     if len(np.unique(labels)) > 1:
         survey = survey_pairs(

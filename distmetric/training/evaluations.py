@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from pyarrow import fs
 
-from distmetric.errors import InputError, ResourceError
+from distmetric.errors import ResourceError
 from distmetric.evaluation.calibration import PairSurvey
 from distmetric.evaluation.retrieval import RetrievalMetrics
-from distmetric.locations import open_location, put_in_place
+from distmetric.locations import open_location, read_document, reason, write_document
 
 _FOLDER = "evaluations"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,34 @@ def write_evaluation(run_dir: str, record: dict[str, Any]) -> None:
     """
     location = f"{run_dir}/{_FOLDER}/step_{record['step']:08d}.json"
     try:
-        filesystem, path = open_location(location)
-        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
-            stream.write(json.dumps(record, indent=1).encode())
+        write_document(location, record)
     except OSError as error:
         raise ResourceError(
-            f"{location} cannot be written ({' '.join(str(error).split())}): free space or fix access, then resume "
-            "the run"
+            f"{location} cannot be written ({reason(error)}): free space or fix access, then resume the run"
         ) from None
 
 
 def read_evaluations(run_dir: str) -> list[dict[str, Any]]:
     """The records of a run's evaluations by ascending step; empty where there are none.
 
-    Raises:
-        InputError: If one is damaged.
+    Damaged ones are named in a warning and left out: curves and tables do without.
     """
     filesystem, path = open_location(f"{run_dir}/{_FOLDER}")
-    listed = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    names = sorted(info.base_name for info in listed if re.fullmatch(r"step_\d+\.json", info.base_name))
     records = []
-    for name in names:
-        with filesystem.open_input_stream(f"{path}/{name}") as stream:
-            try:
-                records.append(json.loads(stream.read()))
-            except ValueError:
-                raise InputError(
-                    f"{run_dir}/{_FOLDER}/{name} is damaged: delete it, the report does without"
-                ) from None
+    try:
+        listed = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except OSError as error:
+        log.warning(
+            "%s/%s cannot be read (%s): going on without evaluations", run_dir, _FOLDER, reason(error)
+        )
+        return []
+    for name in sorted(info.base_name for info in listed if re.fullmatch(r"step_\d+\.json", info.base_name)):
+        location = f"{run_dir}/{_FOLDER}/{name}"
+        try:
+            record = read_document(location)
+            if f"step_{record['step']:08d}.json" != name:
+                raise ValueError("it is of another step")
+            records.append(record)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            log.warning("%s is damaged and left out (%s): delete it", location, reason(error))
     return records

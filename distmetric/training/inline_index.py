@@ -106,7 +106,7 @@ class InlineIndex:
         table = EmbeddingTable(self._labels, classes, embeddings.shape[1], "float32")
         table.put(np.arange(len(self._labels)), embeddings.float().cpu().numpy(), step)
         try:
-            version = max(self._store.versions(), default=0) + 1
+            version = self._version_at(step)
             built = build_snapshot(
                 [LocalShard(table.view(), self._config.search, threads=torch.get_num_threads())],
                 version=version,
@@ -121,3 +121,10 @@ class InlineIndex:
             return 0
         self._built = built
         return version
+
+    def _version_at(self, step: int) -> int:
+        """One more than there is, unless a run that was killed before it used the newest one built it at this step."""
+        newest = self._store.newest()
+        if newest is not None and newest.step == step:
+            return newest.version
+        return max(self._store.versions(), default=0) + 1

@@ -14,12 +14,13 @@ from distmetric.training.worker import Worker
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run leaves: the best checkpoint, the last step, and the best evaluation."""
+    """What a run leaves: the best checkpoint, the last step, the best evaluation, and why it ended early if it did."""
 
     checkpoint: str
     step: int
     seconds: float
     metrics: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
 
 
 def train(worker: Worker) -> TrainResult:
@@ -29,16 +30,21 @@ def train(worker: Worker) -> TrainResult:
     norm=sync_batch), the gather of embeddings (backward: reduce-scatter) and of what is known of them, a few numbers of
     the loss, DDP's mean of gradients, and, every `log_every` steps, the measurements; and where a sampler plans rounds
     from the neighbor index, before each of them, to agree on the snapshot. Nobody waits for the index: `plan` takes the
-    snapshot that is there, `share` leaves embeddings for a thread to send. Only rank 0 writes.
+    snapshot that is there, `share` leaves embeddings for a thread to send. Only rank 0 writes. Before a step the hosts
+    exchange one number: whether anybody was asked to stop.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.model.train()
+    worker.catch_up()
     for step in range(worker.step, config.train.steps):
+        if worker.heed():
+            break
         with clock("plan"):
             worker.plan(step)
         with clock("data"):
             batch = worker.batches.get(step)
             images = augment(batch.images, config.augment, config.seed, step, batch.ids).to(worker.dtype)
+        worker.steps.hold()
         with clock("forward"), worker.autocast():
             embeddings, logits = worker.model(images, with_attributes=True)
         with clock("index"):
@@ -48,6 +54,7 @@ def train(worker: Worker) -> TrainResult:
                 embeddings, batch.labels, worker.replica, batch.sizes, batch.ids, logits, batch.attributes
             )
         with clock("loss"):
+            worker.steps.settle()
             worker.criterion.set_step(step)
             loss, active = worker.criterion.joint(joint)
         with clock("backward"):
@@ -57,12 +64,13 @@ def train(worker: Worker) -> TrainResult:
         with clock("optimizer"):
             factor = learning_rate_factor(config.schedule, step, config.train.steps)
             set_learning_rate(worker.optimizer, factor)
+            rate = config.optim.lr * factor
             norm = clip_gradients(worker.trained_parameters, config.optim.clip_norm)
-            worker.optimizer.step()
-        rate = config.optim.lr * factor
+            worker.steps.take(step, joint, loss, norm, rate)
         worker.monitor.observe(
             step, joint, loss, active, norm, rate, clock.close_step(), worker.criterion.metrics()
         )
         worker.after_step(step + 1)
     best = worker.finish()
-    return TrainResult(best.location, worker.step, time.monotonic() - started, dict(best.metrics))
+    seconds, stopped = time.monotonic() - started, worker.wishes.stopped
+    return TrainResult(best.location, worker.step, seconds, dict(best.metrics), stopped)

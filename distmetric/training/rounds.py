@@ -66,6 +66,7 @@ class Rounds:
         self._snapshot: NeighborSnapshot | None = None
         self._begun = -1
         self._measured: list[tuple[int, dict[str, float]]] = []
+        self._held: list[tuple[int, dict[str, float]]] = []
 
     @property
     def version(self) -> int:
@@ -92,8 +93,15 @@ class Rounds:
         self._source.push(step, places, embeddings.detach())
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Let the back-off see what a step measured; equal on all ranks."""
+        """Let the back-off see what a step measured, after what was held; equal on all ranks."""
+        for earlier in self._held:
+            self._back_off.observe(*earlier)
+        self._held.clear()
         self._back_off.observe(step, metrics)
+
+    def hold(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep what a step measured until more is observed: read early, it would change rounds that are to come."""
+        self._held.append((step, {name: metrics[name] for name in self._back_off.READS if name in metrics}))
 
     def flush(self) -> list[tuple[int, dict[str, float]]]:
         """Measurements of the rounds begun since the last flush, as (step, metrics)."""
@@ -102,7 +110,12 @@ class Rounds:
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """What it takes to go on at `step` with the same batches, beside the snapshots in the store."""
-        return {"sampler": self._sampler.state_dict(step), "back_off": self._back_off.state_dict()}
+        held = [[step, metrics] for step, metrics in self._held]
+        return {
+            "sampler": self._sampler.state_dict(step),
+            "back_off": self._back_off.state_dict(),
+            "held": held,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another run stood; all ranks call it.
@@ -111,6 +124,7 @@ class Rounds:
             ConfigError: If that run had other batches than this one's settings ask for.
         """
         self._back_off.load_state_dict(state["back_off"])
+        self._held = [(int(step), dict(metrics)) for step, metrics in state.get("held", [])]
         kept = state["sampler"]
         self._sampler.load_state_dict(kept)
         self._begun = int(kept["round"]) - 1

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric import __version__
-from distmetric.config.attributes import attribute_names
-from distmetric.config.schema import DEFAULT_CACHE, Config, DataConfig, GlyphsDataConfig
-from distmetric.data.attributes import attribute_values
-from distmetric.data.catalog import Catalog
+from distmetric.config.schema import Config
 from distmetric.data.decode import ImageStore
-from distmetric.data.glyphs import glyph_catalog
 from distmetric.distributed.loss import DistributedLoss
-from distmetric.distributed.parallel import average_buffers, parallel
+from distmetric.distributed.parallel import average_buffers, averaged_buffers, parallel, restore_buffers
 from distmetric.distributed.replica import Replica
-from distmetric.errors import ConfigError, InputError, ResourceError, UserError
+from distmetric.errors import ConfigError, InputError
 from distmetric.index.config import InlineIndexConfig
 from distmetric.index.snapshot_store import SnapshotStore
 from distmetric.index.source import SnapshotSource
@@ -35,69 +29,32 @@ from distmetric.models.build import build_embedder
 from distmetric.progress import Counter, Progress
 from distmetric.samplers.back_off import BackOff
 from distmetric.samplers.hard_neighbors import HardNeighborSampler, HardNeighborSamplerConfig
-from distmetric.samplers.pk import PKSampler
+from distmetric.secrets import masked
 from distmetric.tracking.tracker import Tracker
 from distmetric.training.batches import Batch, BatchLoader
 from distmetric.training.checkpoint import Checkpoint, CheckpointStore
+from distmetric.training.claim import RunWriter
 from distmetric.training.embedding import embed, evaluate_sharded
 from distmetric.training.evaluations import Evaluation, write_evaluation
+from distmetric.training.finite_steps import FiniteSteps
+from distmetric.training.health import Health
 from distmetric.training.inline_index import InlineIndex
 from distmetric.training.ledger import Ledger
 from distmetric.training.monitor import Monitor
 from distmetric.training.optimizer import build_optimizer
 from distmetric.training.probe import HardnessProbe
+from distmetric.training.resumption import check_same_run, load_state, newest_of
 from distmetric.training.rounds import Rounds
-from distmetric.training.saved_model import config_dict, load_model
-
-
-def open_data(config: DataConfig) -> Catalog:
-    """The catalog of a configuration; the built-in one is drawn if this machine does not have it yet."""
-    if isinstance(config, GlyphsDataConfig):
-        path = glyph_catalog(
-            config.cache_dir or Path(DEFAULT_CACHE).expanduser(),
-            size=config.size,
-            seed=config.seed,
-            test_fraction=config.test_fraction,
-            max_classes=config.max_classes,
-        )
-        return Catalog.open(path)
-    return Catalog.open(config.path)
-
-
-def build_sampler(config: Config, catalog: Catalog) -> PKSampler | HardNeighborSampler:
-    """The sampler over the training split.
-
-    Raises:
-        ConfigError: If the classes of the split cannot fill its batches.
-    """
-    rows = catalog.rows(config.data.train_split)
-    labels = catalog.labels[rows]
-    if isinstance(config.sampler, HardNeighborSamplerConfig):
-        return HardNeighborSampler(rows, labels, config.sampler, config.seed)
-    return random_sampler(config, catalog)
-
-
-def random_sampler(config: Config, catalog: Catalog) -> PKSampler:
-    """Random batches over the training split, of the composition that the sampler's have."""
-    rows, sampler = catalog.rows(config.data.train_split), config.sampler
-    return PKSampler(
-        rows, catalog.labels[rows], sampler.classes_per_batch, sampler.samples_per_class, seed=config.seed
-    )
-
-
-def training_labels(catalog: Catalog, split: str) -> NDArray[np.int64]:
-    """Labels of a split's rows numbered 0..C-1, as losses and the index have them."""
-    numbers: NDArray[np.int64] = np.unique(catalog.labels[catalog.rows(split)], return_inverse=True)[1]
-    return numbers.astype(np.int64)
-
-
-def known_attributes(config: Config, catalog: Catalog) -> dict[str, list[str]]:
-    """The attributes that the run needs, each with the values that it takes in the training split.
-
-    Raises:
-        InputError: If the catalog has no such attribute, or no values of it.
-    """
-    return attribute_values(catalog, catalog.rows(config.data.train_split), attribute_names(config))
+from distmetric.training.run_data import (
+    build_sampler,
+    held_rows,
+    known_attributes,
+    open_data,
+    random_sampler,
+    training_labels,
+)
+from distmetric.training.saved_model import config_dict
+from distmetric.training.stop import EvaluationAbandonedError, StopRequest, Wishes
 
 
 def best_store(config: Config, run_dir: str) -> CheckpointStore:
@@ -117,6 +74,8 @@ class Worker:
         device: Where it computes.
         source: The index over the training set, where one was started for this run.
         progress: What is told how many steps are done; by default a line on rank 0's standard error.
+        owner: Token of the driver that has claimed the run's folder; None: this process claims it for itself.
+        stop: Asked before every step whether to save or to stop; given on all ranks or on none.
     """
 
     def __init__(
@@ -128,9 +87,12 @@ class Worker:
         device: torch.device,
         source: SnapshotSource | None = None,
         progress: Counter | None = None,
+        owner: str | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         # what it works on
         self.config, self.run_dir, self.replica, self.device = config, run_dir, replica, device
+        self._on_main = RunWriter(run_dir, replica, device, owner)
         self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
         self.catalog = open_data(config.data)
         self.train_rows = self.catalog.rows(config.data.train_split)
@@ -142,22 +104,33 @@ class Worker:
             self.sampler, self.catalog, self.images, self.train_rows, replica, device, self.attribute_values
         )
         # what is learned, and how
-        self.embedder = build_embedder(config.model, config.seed, replica, self.attribute_values)
+        self.embedder = build_embedder(
+            *(config.model, config.seed, replica, self.attribute_values),
+            allow_custom_targets=config.allow_custom_targets,
+        )
         self.embedder.to(device, self.dtype)
         self.model = parallel(self.embedder, replica, device)
         miner = build_miner(config.miner, config.seed)
         self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
+        self.steps = FiniteSteps(
+            *(self.optimizer, self.embedder, self.criterion),
+            keep_buffers=config.train.non_finite == "skip",
+            replica=replica,
+        )
         self.trained_parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         # what watches and keeps
         self.tracker = tracker
         self.ledger = Ledger(device)
         self.monitor = Monitor(replica, self.sampler.batch_size)
         self.store = best_store(config, run_dir)
+        self.health = Health(config, run_dir, self.catalog, self.store, self.steps)
         self.rounds = self._rounds(run_dir, source)
         self.progress = progress or Progress("steps", config.train.steps)
         # where it stands
         self.step = 0
+        self.wishes = Wishes(stop, replica)
+        self._saved_step, self._evaluation_due = -1, False
         self._best = -1.0
         self._latest_metrics: dict[str, float] = {}
         self._restore()
@@ -178,6 +151,24 @@ class Worker:
         if self.rounds is not None:
             self.rounds.share(step, batch.places, embeddings)
 
+    def heed(self) -> bool:
+        """Do what was asked for since the last time, on all ranks, which all call it before a step.
+
+        Returns:
+            Whether the training ends here; a checkpoint of this step is there then.
+        """
+        wish = self.wishes.agree()
+        if wish and self._saved_step != self.step:
+            self._log(is_due=False)
+            with averaged_buffers(self.embedder, self.replica) as own:
+                self._save(None, own)
+        return wish == "stop"
+
+    def catch_up(self) -> None:
+        """Make the evaluation that a stop has cut short, as if it never had."""
+        if self._evaluation_due:
+            self._evaluate_and_save(evaluates=True, saves=True)
+
     def after_step(self, done: int) -> None:
         """Log, evaluate and save where step number `done` asks for it; a new best evaluation is always saved.
 
@@ -191,11 +182,7 @@ class Worker:
             self._log()
         if evaluates or saves:
             average_buffers(self.embedder, self.replica)
-        evaluation = self._evaluate() if evaluates else None
-        score = -1.0 if evaluation is None else evaluation.metrics.to_dict()[self.store.best_metric]
-        if saves or score > self._best:
-            self._best = max(score, self._best)
-            self._on_main(partial(self._write_checkpoint, evaluation))
+        self._evaluate_and_save(evaluates, saves)
 
     def finish(self) -> Checkpoint:
         """Stop reading ahead and return the best checkpoint, on every rank."""
@@ -205,24 +192,46 @@ class Worker:
         self.progress.close()
         self.replica.barrier()
         best = self.store.best()
-        assert best is not None, "the last step saves"
+        assert best is not None, "the last step saves, and so does a stop"
         return best
 
-    def _log(self) -> None:
-        measured = self.monitor.flush()
+    def _evaluate_and_save(self, evaluates: bool, saves: bool) -> None:
+        self._evaluation_due = evaluates
+        try:
+            evaluation = self._evaluate() if evaluates else None
+        except EvaluationAbandonedError:
+            return
+        self._evaluation_due = False
+        score = -1.0 if evaluation is None else evaluation.metrics.to_dict()[self.store.best_metric]
+        if saves or score > self._best:
+            self._best = max(score, self._best)
+            self._save(evaluation)
+
+    def _heed_in_evaluation(self) -> None:
+        if self.heed():
+            raise EvaluationAbandonedError
+
+    def _log(self, is_due: bool = True) -> None:
+        """Log what was measured; where that was not its turn, what is decided by it is decided when it is."""
+        measured = self.health.judged(self.monitor.flush())
+        planned: list[tuple[int, dict[str, float]]] = []
         if self.rounds is not None:
             for step, metrics in measured:
-                self.rounds.observe(step, metrics)
-            for step, metrics in self.rounds.flush():
-                self.tracker.log(step, metrics)
+                (self.rounds.observe if is_due else self.rounds.hold)(step, metrics)
+            planned = self.rounds.flush()
+        self._on_main(partial(self._track, [*planned, *((step + 1, metrics) for step, metrics in measured)]))
+        self.health.check()
         if not self.replica.is_main or not measured:
             return
-        for step, metrics in measured:
-            self.tracker.log(step + 1, metrics)
         newest = measured[-1][1] | self._latest_metrics
         shown = {"loss": newest.get("train/loss"), "recall@1": newest.get("recall_at_1")}
         note = ", ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
         self.progress.update(len(measured), note)
+
+    def _track(self, measured: list[tuple[int, dict[str, float]]]) -> None:
+        for step, metrics in measured:
+            self.tracker.log(step, metrics)
+        self.health.write()
 
     def _evaluate(self) -> Evaluation:
         config = self.config
@@ -235,6 +244,7 @@ class Worker:
             config.seed,
             self.replica,
             self.device,
+            self._heed_in_evaluation,
         )
         self._latest_metrics = found.metrics.to_dict()
         if self.replica.is_main:
@@ -242,18 +252,11 @@ class Worker:
         self._on_main(partial(write_evaluation, self.run_dir, found.record(self.step)))
         return found
 
-    def _on_main(self, write: Callable[[], None]) -> None:
-        """Have rank 0 write something; where it cannot, all ranks stop."""
-        failure: UserError | None = None
-        if self.replica.is_main:
-            try:
-                write()
-            except UserError as error:
-                failure = error
-        if self.replica.broadcast(failure is not None, self.device):
-            raise failure or ResourceError("rank 0 could not write into the run's folder")
+    def _save(self, evaluation: Evaluation | None, own_buffers: Tensor | None = None) -> None:
+        self._on_main(partial(self._write_checkpoint, evaluation, own_buffers))
+        self._saved_step = self.step
 
-    def _write_checkpoint(self, evaluation: Evaluation | None) -> None:
+    def _write_checkpoint(self, evaluation: Evaluation | None, own_buffers: Tensor | None) -> None:
         self.tracker.flush()  # what a resumed run will not measure again has to be there before the checkpoint is
         self.store.save(
             self.step,
@@ -263,13 +266,16 @@ class Worker:
                     "optimizer": self.optimizer.state_dict(),
                     "loss": self.criterion.state_dict(),
                     "sampler": (self.rounds or self.sampler).state_dict(self.step),
+                    "health": self.health.state_dict(),
                 },
+                **({} if own_buffers is None else {"buffers": own_buffers}),
             },
             {
                 "version": __version__,
                 "metrics": None if evaluation is None else evaluation.metrics.to_dict(),
                 "calibration": None if evaluation is None else evaluation.calibration(),
-                "config": config_dict(self.config),
+                "evaluation_due": self._evaluation_due,
+                "config": masked(config_dict(self.config)),
                 "fingerprint": self.catalog.fingerprint,
                 "attribute_values": self.embedder.attribute_values,
             },
@@ -279,31 +285,23 @@ class Worker:
 
     def _restore(self) -> None:
         """Continue from the newest intact checkpoint of the run folder, the same one on every rank."""
-        newest = self.store.latest() if self.replica.is_main else None
-        step = int(self.replica.broadcast(newest.step if newest else -1, self.device))
-        if step < 0:
-            return
-        best = self.store.best() if self.replica.is_main else None
-        score = -1.0 if best is None else best.metrics.get(self.store.best_metric, -1.0)
-        self._best = self.replica.broadcast(score, self.device)
-        checkpoint = newest or self.store.at(step)
-        if checkpoint.meta["fingerprint"] != self.catalog.fingerprint:
-            raise InputError(
-                f"the data has changed since {checkpoint.location} was written: "
-                "resume with the same catalog, or start a new run"
-            )
-        if checkpoint.meta.get("attribute_values", {}) != self.embedder.attribute_values:
-            raise InputError(
-                f"the attribute values of the data have changed since {checkpoint.location} was written: "
-                "resume with the same catalog, or start a new run"
-            )
-        load_model(self.embedder, checkpoint)
-        training = checkpoint.tensors("training")
-        self.criterion.load_state_dict(training["loss"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        (self.rounds or self.sampler).load_state_dict(training["sampler"])
-        self.step = step
-        self.progress.start_at(step)
+        newest, best = newest_of(self.store, self.replica, self.device)
+        if newest is not None:
+            check_same_run(self.config, newest, self.catalog.fingerprint)
+            if newest.meta.get("attribute_values", {}) != self.embedder.attribute_values:
+                raise InputError(
+                    f"the attribute values of the data have changed since {newest.location} was written: "
+                    "resume with the same catalog, or start a new run"
+                )
+            batches = self.rounds or self.sampler
+            load_state(newest, self.embedder, self.criterion, self.optimizer, batches, self.health)
+            if "buffers.pt" in newest.files:
+                restore_buffers(self.embedder, newest.tensors("buffers"), self.replica)
+            self._best, self.step = best, newest.step
+            self._saved_step, self._evaluation_due = self.step, newest.meta.get("evaluation_due", False)
+            self.progress.start_at(self.step)
+        if self.step < self.config.train.steps:
+            self._on_main(self.store.open)
 
     def _loss(self, miner: Miner | None) -> MetricLoss:
         config = self.config
@@ -321,7 +319,7 @@ class Worker:
             return None
         assert isinstance(config.sampler, HardNeighborSamplerConfig)
         labels = training_labels(self.catalog, config.data.train_split)
-        store = SnapshotStore(f"{run_dir}/index")
+        store = SnapshotStore(f"{run_dir}/index", self._on_main.check)
         if isinstance(config.index, InlineIndexConfig):
             by_rows = config.sampler.mode == "sample"
             source = InlineIndex(
@@ -365,11 +363,3 @@ class Worker:
             memory_limit_bytes=int(data.memory_limit_gib * (1 << 30)),
             rows=held_rows(self.train_rows, self.test_rows),
         )
-
-
-def held_rows(*splits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All rows a worker will ask for, once each."""
-    return np.unique(np.concatenate(splits))
-
-
-__all__ = ["Worker", "best_store", "build_sampler", "held_rows", "known_attributes", "open_data"]

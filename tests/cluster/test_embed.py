@@ -22,7 +22,7 @@ from distmetric.config.schema import TrainerConfig
 from distmetric.errors import ConfigError, InputError, ResourceError
 from distmetric.inference.embed import embed_source
 from distmetric.inference.part_store import EmbeddedPart, PartStore
-from distmetric.training.worker import open_data
+from distmetric.training.run_data import open_data
 from runs import run_once, tiny_config
 
 
@@ -35,10 +35,8 @@ def checkpoint_and_catalog(glyph_cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def _ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        with ray_session(TrainerConfig(num_workers=1)):
-            yield
+    with ray_session(TrainerConfig(num_workers=1)):
+        yield
 
 
 def workers_alive(doing: str = "") -> list[psutil.Process]:

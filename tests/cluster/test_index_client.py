@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from distmetric.index.snapshot import NeighborSnapshot
 from distmetric.index.snapshot_store import SnapshotStore
 from distmetric.models.build import build_embedder
 from distmetric.training.embedding import embed
+from distmetric.training.run_data import open_data, training_labels
 from distmetric.training.saved_model import config_dict
-from distmetric.training.worker import open_data, training_labels
 from index_rows import DIM, LABELS, ROWS, STREAM, assert_same, by_hand, embeddings
 from runs import CPU, tiny_config
 
@@ -94,6 +94,10 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def until_newest(clients: list[IndexClient], version: int) -> None:
+    until(lambda: all(one.newest() == version for one in clients))
+
+
 def push(one: IndexClient, step: int, rows: np.ndarray = ALL) -> None:
     """Push rows as a training step does: the tensor is overwritten right after."""
     given = torch.from_numpy(embeddings(step)[rows])
@@ -150,6 +154,25 @@ def test_two_ranks_push_and_both_get_the_snapshot_built_by_hand(shards, tmp_path
             "index/coverage": 1.0,
             "index/rows_embedded": float(ROWS),
         }
+
+
+def test_groups_of_any_size_follow_each_other_on_the_same_actors(tmp_path) -> None:
+    """As with trainer.num_workers=[1, 3]: 3 ranks, then 1, then 2, each with clients of their own."""
+    by_class = np.array_split(
+        np.argsort(LABELS, kind="stable"), 3
+    )  # whole classes: one build, when all are there
+    with actors(tmp_path) as handles:
+        for version, (ranks, step) in enumerate(((3, 3), (1, 13), (2, 23)), start=1):
+            with ExitStack() as group:
+                clients = [group.enter_context(client(handles, rank)) for rank in range(ranks)]
+                until_newest(clients, version - 1)
+                pushes = zip(clients, by_class, strict=True) if version == 1 else [(clients[-1], ALL)]
+                for one, rows in pushes:
+                    push(one, step, rows)
+                until_newest(clients, version)
+                for one in clients:
+                    assert_same(one.snapshot(version), by_hand(step, version=version))
+                    assert one.metrics()["index/restarts"] == 0
 
 
 def test_killed_during_a_build_it_comes_back_republishes_is_refilled_and_builds_on(tmp_path, caplog) -> None:

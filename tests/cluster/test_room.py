@@ -17,7 +17,7 @@ def config(*overrides: str) -> Config:
     return load("config", Config, overrides)
 
 
-def run_of(workers: int, cpus: float, gpu: bool = False) -> Config:
+def run_of(workers: int | list[int], cpus: float, gpu: bool = False) -> Config:
     return config(
         f"trainer.num_workers={workers}",
         f"trainer.cpus_per_worker={cpus}",
@@ -39,6 +39,11 @@ RUNS = {(workers, cpus): run_of(workers, cpus) for workers in (1, 2, 3) for cpus
         (run_of(2, 1.5), [{"CPU": 3.0}, {"CPU": 2.9}], 1),
         (run_of(1, 1, gpu=True), [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], 2),
         (run_of(1, 1), [], 0),
+        (
+            run_of([1, 3], 1),
+            [{"CPU": 7.0}],
+            2,
+        ),  # the most that it may have: no run waits for what another one took
         (run_of(10, 0.1), [{"CPU": 1.0}], 1),  # as ten tenths are one
     ],
 )

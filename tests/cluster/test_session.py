@@ -27,6 +27,13 @@ def test_more_workers_than_cpus_names_what_fits(monkeypatch) -> None:
         check_local(TrainerConfig(num_workers=4))
 
 
+def test_of_a_range_of_workers_the_least_has_to_fit(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
+    check_local(TrainerConfig(num_workers=[3, 64]))
+    with pytest.raises(ConfigError, match=r"num_workers=\[4, 64\] x .* needs 4 CPUs but this machine has 3"):
+        check_local(TrainerConfig(num_workers=[4, 64]))
+
+
 @pytest.mark.parametrize(("gpus", "fix"), [(0, "trainer.use_gpu=false"), (2, "trainer.num_workers=2")])
 def test_more_workers_than_gpus_names_what_fits(gpus, fix, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)

@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
+from distmetric.cluster.tracked import end_tracked
 from distmetric.cluster.tune_folder import TuneFolder, read_tuning
-from distmetric.cluster.tune_trial import OUTCOME, end_tracked, run_trial
+from distmetric.cluster.tune_trial import OUTCOME, run_trial
 from distmetric.cluster.tune_watch import TuneWatch
 from distmetric.config.compose import compose, load
 from distmetric.config.jobs import TuneJob
 from distmetric.config.tune_plan import plan_trials
-from distmetric.tracking.tracked_run import TrackedRun
+from distmetric.tracking.server import Server
+from distmetric.tracking.tracked_run import TrackedRun, tracking_server
 from distmetric.training.evaluations import write_evaluation
 from distmetric.training.run_folder import RunFolder
 
@@ -40,15 +42,21 @@ def finished(score: float) -> dict:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> TuneFolder:
-    tracked = TrackedRun.create(None, "distmetric", str(tmp_path), "search", {}, {})
+    location = str(tmp_path / "search")
+    tracked = TrackedRun.create(location, server(tmp_path), "search", {}, {})
+    tracked.close()
     drawn = [trial.settings for trial in PLAN.trials]
-    folder = TuneFolder(str(tmp_path / "search"), "search", PLAN.job, drawn, "1", tracked.uri, tracked.run_id)
+    folder = TuneFolder(location, "search", PLAN.job, drawn, "1", tracked.uri, tracked.run_id)
     folder.write()
     return folder
 
 
+def server(tmp_path: Path) -> Server:
+    return tracking_server(f"sqlite:///{tmp_path}/mlflow.db", "distmetric", str(tmp_path))
+
+
 def watch(folder: TuneFolder) -> TuneWatch:
-    return TuneWatch(PLAN, folder, TrackedRun(folder.tracking_uri, folder.run_id))
+    return TuneWatch(PLAN, folder, TrackedRun(folder.location))
 
 
 def test_outcomes_are_kept_at_once_and_what_failed_is_not_the_best(folder: TuneFolder) -> None:
@@ -89,25 +97,32 @@ def test_the_run_of_the_search_has_its_course_its_tables_and_the_best(folder: Tu
     watching.on_trial_complete(iteration=1, trials=[], trial=told(0, **finished(0.5)))
     watching.on_trial_complete(iteration=1, trials=[], trial=told(1, **finished(0.75)))
     watching.on_trial_complete(iteration=1, trials=[], trial=told(2, **finished(0.25)))
+    watching._tracked = TrackedRun.own(folder.location, server(Path(folder.location).parent))
     watching.close()
-    history = TrackedRun(folder.tracking_uri, folder.run_id).history()
+    watching._tracked.close()
+    history = TrackedRun(folder.location).history()
     assert history["tune/recall_at_1"] == [(1, 0.5), (2, 0.75), (3, 0.25)]
     assert history["tune/best_recall_at_1"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
     assert history["best/recall_at_1"] == [(3, 0.75)]
+    client = mlflow.MlflowClient(folder.tracking_uri)
+    logged = client.get_metric_history(folder.run_id, "best/recall_at_1")
+    assert [(point.step, point.value) for point in logged] == [(3, 0.75)]
     artifacts = mlflow.MlflowClient(folder.tracking_uri).list_artifacts(folder.run_id)
     assert {item.path for item in artifacts} == {"trials.csv", "trials.json"}
     again = watch(folder)  # a better one, of a search that goes on
     again.on_trial_complete(iteration=1, trials=[], trial=told(2, **finished(0.875)))
     again.close()
-    history = TrackedRun(folder.tracking_uri, folder.run_id).history()
+    history = TrackedRun(folder.location).history()
     assert history["best/recall_at_1"] == [(3, 0.75), (4, 0.875)]
 
 
-def test_runs_that_were_going_on_are_killed_with_the_search(folder: TuneFolder) -> None:
+def test_runs_that_were_going_on_are_killed_with_the_search(folder: TuneFolder, tmp_path: Path) -> None:
     statuses = {}
     for trial in PLAN.trials[:2]:
-        run = TrackedRun.create(folder.tracking_uri, "distmetric", folder.location, trial.name, {}, {})
-        RunFolder(f"{folder.location}/{trial.name}", trial.name, {}, "f", "1", run.uri, run.run_id).write()
+        location = f"{folder.location}/{trial.name}"
+        run = TrackedRun.create(location, server(tmp_path), trial.name, {}, {})
+        config = {"tracking": {"experiment": "distmetric"}}
+        RunFolder(location, trial.name, config, "f", "1", run.uri, run.run_id).write()
         statuses[trial.name] = run
     end_tracked(f"{folder.location}/trial_002", "KILLED", "it has no folder yet")
     watching = watch(folder)

@@ -63,6 +63,24 @@ def test_a_users_mistake_is_one_line_and_an_exit_code(
     assert (out, err) == ("", "error: out=x is taken: choose another\n")
 
 
+def test_settings_that_are_no_text_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    def never(overrides: list[str]) -> Mapping[str, Any]:
+        raise AssertionError(overrides)
+
+    assert run_command("embed", DOC, never, ["out=e.arrow", "source=/tmp/\udcff"]) == 2
+    assert (
+        capsys.readouterr().err == "error: 'source=/tmp/\\udcff' is not UTF-8: rename that file or folder\n"
+    )
+
+
+def test_a_message_does_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(overrides: list[str]) -> Mapping[str, Any]:
+        raise InputError("in.zip: the column \x1b[2J\x07ä\u202e is there twice")
+
+    assert run_command("embed", DOC, job, []) == 2
+    assert capsys.readouterr().err == "error: in.zip: the column \\x1b[2J\\x07ä\\u202e is there twice\n"
+
+
 def test_anything_else_is_our_mistake_and_keeps_its_traceback() -> None:
     def job(overrides: list[str]) -> Mapping[str, Any]:
         raise ZeroDivisionError

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 
 from distmetric.config import compose as compose_module
-from distmetric.config.compose import compose, groups, groups_of, load, resume
+from distmetric.config.compose import (
+    compose,
+    groups,
+    groups_of,
+    load,
+    read_settings,
+    resume,
+    resumed_folder,
+)
 from distmetric.config.decode import decode, leaves
 from distmetric.config.jobs import EmbedJob
 from distmetric.config.schema import Config
@@ -45,12 +53,13 @@ def message_of(config_name: str, *overrides: str) -> str:
             f"experiment=null does not exist: choose one of {', '.join(groups()['experiment'])}",
         ),
         (["data=catalog"], "data.path is required: give it as data.path=..."),
-        (["name=${nope}"], "Interpolation key 'nope' not found full_key: name"),
-        (["~nope"], "Could not delete from config. 'nope' does not exist."),
-        (
-            ["model.widths.x=5"],
-            "model.widths.x=5 cannot be applied: invalid literal for int() with base 10: 'x'",
-        ),
+        (["name=${nope}"], "'name=${nope}' has ${...}, which is not looked up: give the value itself"),
+        (["~nope"], "nope is not a setting: --cfg prints all there are"),
+        (["~loss"], f"~loss is wrong: choose one of {LOSSES} with loss=NAME"),
+        (["model.widths.x=5"], "model.widths.x is not a setting: did you mean model.widths?"),
+        (["model.widths.3=5"], "model.widths.3 is not a setting: did you mean model.widths?"),
+        (["~model.widths.0"], "~model.widths.0 is one value of a list: give the whole list instead"),
+        (["train.steps.x=5"], "train.steps.x is not a setting: did you mean train.steps?"),
     ],
 )
 def test_what_cannot_be_composed_is_told_in_one_line(overrides: list[str], message: str) -> None:
@@ -79,13 +88,15 @@ def test_what_is_added_is_no_setting_either() -> None:
     for overrides, message in (
         (["+new.key=1"], "new is not a setting: --cfg prints all there are"),
         (["++train.stepz=1"], "train.stepz is not a setting: did you mean train.steps?"),
+        (["+train.steps.x=1"], "train.steps.x is not a setting: did you mean train.steps?"),
     ):
         with pytest.raises(ConfigError) as caught:
             load_config(overrides)
         assert str(caught.value) == message
-    assert message_of("embed", *EMBED, "+batch_size=3").startswith(
-        "Could not append to config. An item is already"
+    assert (
+        message_of("embed", *EMBED, "+batch_size=3") == "+batch_size is there already: give it without the +"
     )
+    assert load("embed", EmbedJob, [*EMBED, "++batch_size=3"]).batch_size == 3
 
 
 def test_wrong_values_are_told_by_what_they_must_be() -> None:
@@ -174,5 +185,163 @@ def test_a_resumed_run_has_no_other_settings() -> None:
         resumed("train.stepz=3")
     with pytest.raises(ConfigError, match=r"^protocol is not a setting"):
         resumed("protocol=reid")
-    with pytest.raises(ConfigError, match=r"^Interpolation key 'nope' not found"):
+    with pytest.raises(
+        ConfigError, match=r"^'trainer.address=\$\{nope\}' has \$\{...\}, which is not looked up"
+    ):
         resumed("trainer.address=${nope}")
+    for text in ("+trainer.num_workers=3", "~trainer.address", "trainer.address@x=y"):
+        with pytest.raises(ConfigError, match="would make it another run"):
+            resumed(text)
+
+
+ENVIRONMENT = (
+    "${oc.env:DM_MARK}",
+    "'${oc.env:DM_MARK}'",
+    "\\${oc.env:DM_MARK}",
+    "a${oc.env:DM_MARK,x}b",
+    "[${oc.env:DM_MARK}]",
+)
+
+
+@pytest.mark.parametrize("value", ENVIRONMENT)
+@pytest.mark.parametrize("key", ["name", "+new", "loss", "experiment", "output_dir", "model.widths.0"])
+def test_the_environment_is_not_read_into_settings(
+    key: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DM_MARK", "quickstart")
+    assert message_of("config", f"{key}={value}").endswith(
+        "has ${...}, which is not looked up: give the value itself"
+    )
+
+
+def test_what_a_runs_folder_says_is_not_looked_up_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DM_MARK", "secret")
+    stored = json.loads(started()) | {"name": "${oc.env:DM_MARK}", "output_dir": "${seed}"}
+    assert {key: resume(stored, [])[key] for key in ("name", "output_dir")} == {
+        "name": "${oc.env:DM_MARK}",
+        "output_dir": "${seed}",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "hydra.run.dir=/tmp",
+            "hydra/launcher=basic",
+            "hydra.searchpath=[file:///tmp]",
+            "+hydra.job.chdir=true",
+        ),
+        *("hydra={run: {dir: /tmp}}", "~hydra", "+loss@hydra.job=triplet", "hydra/job_logging=none"),
+    ],
+)
+def test_hydra_itself_cannot_be_set(text: str) -> None:
+    assert message_of("config", text) == f"{text} is wrong: Hydra itself has no settings here"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--config-dir=/tmp"], ["--config-dir", "/tmp"], ["-cd", "."], ["-m"], ["--package", "x"]]
+)
+def test_hydras_flags_are_none_of_ours(arguments: list[str]) -> None:
+    assert message_of("config", *arguments).startswith(f"{arguments[0]!r} cannot be read: ")
+
+
+def test_files_are_chosen_from_conf_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    for path in (tmp_path / "evil.yaml", tmp_path / "conf" / "loss" / "evil.yaml"):
+        path.write_text("name: ${oc.env:HOME}\n")
+    monkeypatch.chdir(tmp_path)
+    for choice in (
+        "evil",
+        "../../evil",
+        f"../../../../../../../..{tmp_path}/evil",
+        f"/{tmp_path}/evil",
+        "a/../triplet",
+    ):
+        assert message_of("config", f"loss={choice}").startswith(
+            f"loss={choice} does not exist: choose one of "
+        )
+    assert message_of("config", "loss=[triplet,../x]").startswith("loss=[triplet,../x] does not exist")
+
+
+def test_what_looks_like_code_is_text() -> None:
+    for value in ("!!python/object/apply:os.system [id]", "__import__('os')", "{_target_: os.system}"):
+        quoted = value if value.startswith("{") else f'"{value}"'
+        assert compose("config", [f"name={quoted}"])["name"] in (value, {"_target_": "os.system"})
+    with pytest.raises(ConfigError, match=r"^loss._target_ is not a setting"):
+        compose("config", ["loss={_target_: os.system}"])
+    with pytest.raises(ConfigError, match=r"^_target_ is not a setting"):
+        load_config(["+_target_=os.system"])
+
+
+def test_endless_overrides_are_refused_before_they_are_read() -> None:
+    for text in ("name=" + "a" * 30_000, "name=" + "[" * 5_000, "a" * 500 + "=1", "seed=" + "9" * 5_000):
+        assert len(message_of("config", text)) < 400
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a: !!python/object/apply:os.system [touch gone]", "could not determine a constructor"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("a: ${oc.env:HOME}", "give values, not ${...}"),
+        ("a: &x [1]\nb: *x", "write out what its aliases"),
+        ("a: [" * 3000, ""),
+        ("- 1", "must have keys and values"),
+        ("a: 1\na: 2", "line 2: found duplicate key"),
+        ("x" * 1_000_001, "shorter than 1 MB"),
+    ],
+)
+def test_a_file_of_settings_is_values_and_nothing_else(content: str, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(str(path))
+    assert str(caught.value).startswith(f"{path} is not a YAML file of settings: ")
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_settings_in_another_encoding_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes("a: \u00fc".encode("latin-1"))
+    with pytest.raises(ConfigError, match="must be a text in UTF-8"):
+        read_settings(str(tmp_path / "a.yaml"))
+    with pytest.raises(ConfigError, match="must be a text in UTF-8"):
+        read_settings("a\0b")
+
+
+def test_permission_for_code_of_others_is_never_taken_from_a_run() -> None:
+    stored = json.loads(started()) | {"allow_custom_targets": True}
+    assert resume(stored, ["resume=x"])["allow_custom_targets"] is False
+    assert resume(stored, ["resume=x", "allow_custom_targets=true"])["allow_custom_targets"] is True
+
+
+@pytest.mark.parametrize("value", ["5", "[a]", "{a:1}", "true", "''", ""])
+def test_what_is_resumed_is_a_folder(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"is wrong: it must be the folder of a run$"):
+        resumed_folder([f"resume={value}"])
+    assert resumed_folder(["resume=null"]) is None
+    assert resumed_folder(["resume=a/b", "seed=1"]) == "a/b"
+
+
+def test_groups_that_are_empty_take_any_setting_and_parts_come_and_go() -> None:
+    custom = ["model=custom", "model.target=a.b"]
+    for overrides in (["model.kwargs={depth:3,width:4}"], ["model.kwargs.depth=3", "+model.kwargs.width=4"]):
+        assert compose("config", [*custom, *overrides])["model"]["kwargs"] == {"depth": 3, "width": 4}
+    assert compose("config", [*custom, "model.kwargs.inner.depth=3"])["model"]["kwargs"] == {
+        "inner": {"depth": 3}
+    }
+    parts = compose(
+        "config", ["loss=weighted_sum", "~loss.parts.contrastive", "+loss@loss.parts.far.loss=circle"]
+    )
+    assert sorted(parts["loss"]["parts"]) == ["far", "triplet"]
+    assert compose("config", ["train={steps:5,log_every:1}"])["train"] == {
+        "steps": 5,
+        "log_every": 1,
+        **{
+            key: value
+            for key, value in compose("config", [])["train"].items()
+            if key not in ("steps", "log_every")
+        },
+    }

@@ -66,6 +66,7 @@ def test_whole_numbers_have_a_least_value(key: str, least: int) -> None:
     [
         "trainer.cpus_per_worker",
         "trainer.timeout_s",
+        "trainer.resize_check_s",
         "trainer.start_timeout_s",
         "optim.lr",
         "optim.clip_norm",
@@ -151,6 +152,26 @@ def test_a_batch_that_cannot_be_divided_gets_the_nearest_that_can(
         f"rows cannot be divided among trainer.num_workers={workers}: set sampler.classes_per_batch={fix}"
     )
     validate(changed(CONFIG, changes | {"sampler.classes_per_batch": fix}))
+
+
+@pytest.mark.parametrize(
+    ("classes", "samples", "workers", "fix"),
+    [(2, 2, [1, 3], [1, 2]), (3, 5, [8, 9], [7, 7]), (2, 3, [4, 4], [3, 3])],
+)
+def test_a_range_of_workers_needs_two_rows_for_each_and_no_equal_slices(
+    classes: int, samples: int, workers: list[int], fix: list[int]
+) -> None:
+    changes: dict[str, Any] = {
+        "sampler.classes_per_batch": classes,
+        "sampler.samples_per_class": samples,
+        "trainer.num_workers": workers,
+    }
+    assert message_for(changes) == (
+        f"sampler.classes_per_batch={classes} x sampler.samples_per_class={samples} = {classes * samples} "
+        f"rows cannot be divided among trainer.num_workers={workers} with two or more for each: "
+        f"set trainer.num_workers={fix}"
+    )
+    validate(changed(CONFIG, changes | {"trainer.num_workers": fix}))
 
 
 HARD = replace(CONFIG, sampler=HardNeighborSamplerConfig())

@@ -97,6 +97,7 @@ def test_world_size_invariance_of_every_loss(world_size: int, sizes: list[int]) 
         for results in ranks:
             rank_value, rank_gradients = results[name]
             assert rank_value == pytest.approx(value.item(), abs=1e-11), name
+            assert rank_value == ranks[0][name][0], f"{name}: whether it is finite has to be one answer"
             for ours, single in zip(rank_gradients, gradients(model, loss), strict=True):
                 np.testing.assert_allclose(ours, single, rtol=0, atol=1e-10, err_msg=name)
 

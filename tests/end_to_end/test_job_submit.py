@@ -20,8 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import psutil
 import pytest
+
+from distmetric.distributed import Replica
+from distmetric.tracking.journal import read_history
+from distmetric.training.checkpoint import read_checkpoint
+from drivers import steps_saved
+from processes import run_ranks
+from runs import FEW_GLYPHS, run_once, tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -41,6 +49,17 @@ class Head:
         """Run jobs/train.py as a job and return the exit code of `ray job submit`."""
         job = ["--submission-id", job_id, "--working-dir", str(REPOSITORY), "--", "python", "jobs/train.py"]
         return self._ray("submit", *job, *overrides).returncode
+
+    def begin(self, job_id: str, *overrides: str) -> None:
+        """Start jobs/train.py as a job and do not wait for it."""
+        job = ["--no-wait", "--submission-id", job_id, "--working-dir", str(REPOSITORY), "--", "python"]
+        begun = self._ray("submit", *job, "jobs/train.py", *overrides)
+        assert begun.returncode == 0, begun.stderr
+
+    def stop(self, job_id: str) -> None:
+        """`ray job stop`, until the job has ended."""
+        stopped = self._ray("stop", job_id)
+        assert stopped.returncode == 0, stopped.stderr
 
     def logs(self, job_id: str) -> str:
         """Everything the job wrote."""
@@ -71,6 +90,7 @@ def head() -> Iterator[Head]:
     environment = {name: os.environ[name] for name in os.environ if not name.startswith(("RAY_", "MLFLOW_"))}
     environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     environment["RAY_USAGE_STATS_ENABLED"] = "0"
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "120"  # see cluster.yaml
     # A job's `python` is whichever comes first for the head.
     environment["PATH"] = os.pathsep.join([str(BIN), environment.get("PATH", "")])
     command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus", "2", "--disable-usage-stats"]
@@ -116,6 +136,51 @@ def test_a_submitted_job_trains_and_its_run_is_tracked(head: Head, tmp_path: Pat
 
     assert {"conf", "distmetric", "jobs"} <= head.uploaded()
     assert not head.uploaded() & {".git", ".venv", "outputs", "data", ".mypy_cache", ".pytest_cache"}
+
+
+def uninterrupted(replica: Replica, cache: Path, run_dir: Path) -> tuple[list[np.ndarray], dict[int, float]]:
+    worker, _, tracker = run_once(tiny_config(cache, *STOPPED), run_dir, replica=replica)
+    return [tensor.numpy() for tensor in worker.embedder.state_dict().values()], tracker.series("train/loss")
+
+
+STOPPED = ("train.steps=300", "eval.every_steps=300", "checkpoint.every_steps=300", "train.log_every=3")
+
+
+@pytest.mark.timeout(900)
+def test_a_job_that_is_stopped_has_saved_and_goes_on_as_if_it_never_was(
+    head: Head, glyph_cache: Path, tmp_path: Path
+) -> None:
+    weights, losses = run_ranks(1, uninterrupted, glyph_cache, tmp_path / "whole", timeout=200)[0]
+    run_dir = tmp_path / "stopped"
+    paths = [f"output_dir={tmp_path}", f"data.cache_dir={glyph_cache}", "name=stopped"]
+    tiny = ["debug=tiny", *FEW_GLYPHS, "model.widths=[16, 16, 16]", "model.embedding_dim=32"]
+    head.begin("stopped", *tiny, *STOPPED, *paths)
+    deadline = time.monotonic() + 200
+    while not any(step > 5 for step, _ in read_history(str(run_dir)).get("train/loss", [])):
+        assert time.monotonic() < deadline, head.logs("stopped")
+        time.sleep(0.1)
+    head.stop("stopped")
+
+    step = steps_saved(run_dir)
+    assert 5 < step < 300, head.logs("stopped")
+    said = f"stopped at step {step} on SIGTERM: checkpoint saved; go on with resume={run_dir}"
+    logs = head.logs("stopped")
+    assert said in logs.splitlines()
+    assert "Traceback" not in logs
+    run = json.loads((run_dir / "run.json").read_text())
+    client = mlflow.MlflowClient(run["tracking_uri"])
+    found = client.get_run(run["run_id"])
+    assert (found.info.status, found.data.tags["distmetric.error"]) == ("KILLED", said)
+
+    assert head.submit("goes-on", f"resume={run_dir}") == 0, head.logs("goes-on")
+    saved = read_checkpoint(f"{run_dir}/checkpoints/step_00000300").tensors("model").values()
+    for ours, expected in zip(saved, weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected)
+    found = client.get_run(run["run_id"])
+    assert (found.info.status, found.data.tags.get("distmetric.error")) == ("FINISHED", None)
+    history = client.get_metric_history(run["run_id"], "train/loss")
+    assert [point.step for point in history] == list(range(1, 301))
+    assert {point.step: point.value for point in history} == losses
 
 
 def test_a_mistyped_setting_fails_the_job_with_one_line(head: Head) -> None:

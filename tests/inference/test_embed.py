@@ -29,7 +29,7 @@ from distmetric.inference.embedder import CheckpointEmbedder
 from distmetric.inference.part_store import EmbeddedPart
 from distmetric.progress import Counter
 from distmetric.training.loop import TrainResult
-from distmetric.training.worker import open_data
+from distmetric.training.run_data import open_data
 from runs import run_once, tiny_config
 
 
@@ -328,7 +328,8 @@ def test_embeddings_are_held_a_part_at_a_time(trained, tmp_path, ending, monkeyp
         for part in parts:
             embeddings = np.full((rows, dim), part.number, np.float32)
             names = [""] * rows
-            batch = embedding_batch(work.schema, range(rows), names, names, embeddings, {"group": names})
+            ids = range(part.number * rows, (part.number + 1) * rows)
+            batch = embedding_batch(work.schema, ids, names, names, embeddings, {"group": names})
             alive.append(weakref.ref(batch))
             yield EmbeddedPart(part.number, batch, [])
             del batch, embeddings

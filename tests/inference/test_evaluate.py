@@ -33,7 +33,7 @@ from distmetric.evaluation.verification import verify, verify_pairs
 from distmetric.inference.embedder import CheckpointEmbedder
 from distmetric.inference.evaluate import run_evaluation
 from distmetric.inference.protocols import divide
-from distmetric.training.worker import open_data
+from distmetric.training.run_data import open_data
 from runs import CPU, run_once, tiny_config
 
 

@@ -37,8 +37,8 @@ from distmetric.models.build import build_embedder
 from distmetric.models.embedder import Embedder
 from distmetric.models.spec import ConvSpec, ResNetSpec, TransformersSpec
 from distmetric.training.checkpoint import read_checkpoint
+from distmetric.training.run_data import open_data
 from distmetric.training.saved_model import load_embedder
-from distmetric.training.worker import open_data
 from runs import run_once, tiny_config
 
 

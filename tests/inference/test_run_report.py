@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distmetric.config.compose import load
+from catalogs import flip
+from distmetric.config.compose import compose, load
 from distmetric.config.jobs import ReportJob
 from distmetric.errors import ConfigError, InputError
-from distmetric.inference import compare, run_report
+from distmetric.inference import run_report
 from distmetric.inference.compare import make_report
 from distmetric.inference.origin import command_line, environment
 from distmetric.inference.run_report import collect, write_report
@@ -23,7 +24,9 @@ from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import find_checkpoint
 from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict
+from fake_server import FakeServer
 from html_page import Page, check_offline
+from poison import poisoned_run
 from runs import ListTracker, run_once, tiny_config
 
 HARD = (
@@ -46,17 +49,14 @@ HARD = (
 class KeptRun(TrackedRun):
     """A tracked run with a given history that keeps names and contents of what is attached."""
 
-    def __init__(self, history, status: tuple[str, str] = ("FINISHED", "")) -> None:
+    def __init__(self, history) -> None:
         super().__init__()
-        self.run_id = "kept"
-        self._history, self._status = history, status
+        self._server = FakeServer()
+        self._history = history
         self.artifacts: dict[str, bytes] = {}
 
     def history(self):
         return self._history
-
-    def status(self) -> tuple[str, str]:
-        return self._status
 
     def log_artifact(self, path: str) -> None:
         self.artifacts[Path(path).name] = Path(path).read_bytes()
@@ -211,24 +211,42 @@ def test_a_run_whose_data_have_gone_says_so_and_shows_the_rest(copy, tmp_path) -
     assert not Path(copy.location, "report.html").exists()
 
 
-def test_a_run_that_failed_before_it_saved_anything_is_told_truthfully(
-    trained, tmp_path, monkeypatch
+def test_a_run_one_of_whose_images_is_damaged_says_so_and_shows_the_rest(copy, trained, tmp_path) -> None:
+    catalog = tmp_path / "c.arrow"
+    shutil.copy(trained.catalog.path, catalog)
+    row = int(trained.catalog.rows("test")[0])
+    image = bytes(trained.catalog.image_bytes(row))
+    flip(catalog, catalog.read_bytes().index(image) + len(image) // 2)
+    data = compose("config", ["debug=tiny", "data=catalog", f"data.path={catalog}"])["data"]
+    damaged = replace(copy, config={**copy.config, "data": data})
+    report = collect(damaged, KeptRun(trained.history), trained.best)
+    (note,) = report.notes
+    assert note.startswith(
+        f"Without pictures, maps and confused classes: {catalog}: the image of row {row}, id"
+    )
+    assert report.history == trained.history
+    assert report.images is None
+
+
+def test_a_run_that_failed_before_it_saved_anything_is_told_truthfully_without_its_server(
+    trained, tmp_path, caplog
 ) -> None:
-    of = {"tracking_uri": "http://x", "run_id": "y"}
+    of = {"tracking_uri": "http://127.0.0.1:9", "run_id": "y"}
     folder = replace(trained.folder, location=str(tmp_path / "failed"), name="failed", **of)
     folder.write()
-    status = ("FAILED", "the loss became nan at step 3")
-    monkeypatch.setattr(
-        compare,
-        "TrackedRun",
-        lambda *of: KeptRun({"train/loss": [(1, 2.0), (3, 9.0)]}, status) if of else KeptRun({}),
-    )
+    tracked = TrackedRun.create(folder.location, None, "failed", {}, {})
+    tracker = tracked.tracker()
+    tracker.log(1, {"train/loss": 2.0})
+    tracker.log(3, {"train/loss": 9.0})
+    tracker.close()
+    tracked.end("FAILED", "the loss became nan at step 3")
     result = make_report(job(f"runs=[{folder.location}]"))
     assert result["runs"][0]["status"] == "failed at step 3 of 20: the loss became nan at step 3"
     assert result["runs"][0]["metrics"] == {}
     page = told(Path(result["out"]))
     assert "This run failed at step 3 of 20: the loss became nan at step 3." in page.words
     assert page.texts("h2") == ["Learning curves", "What ran"]
+    assert "the report is not attached to the run in MLflow at http://127.0.0.1:9 (" in caplog.text
 
 
 def test_several_runs_stand_side_by_side(trained, copy, tmp_path) -> None:
@@ -250,12 +268,15 @@ def test_several_runs_stand_side_by_side(trained, copy, tmp_path) -> None:
     assert Path(copy.location, "report.html").read_text() == "its own"
 
 
-def test_a_missing_database_is_not_made_anew(copy, tmp_path) -> None:
+def test_a_missing_database_is_not_made_anew(copy, tmp_path, caplog) -> None:
     missing = tmp_path / "gone" / "mlflow.db"
     replace(copy, tracking_uri=f"sqlite:///{missing}", run_id="y").write()
-    page = told(Path(make_report(job(f"runs=[{copy.location}]", f"out={tmp_path / 'r.html'}"))["out"]))
-    assert not missing.exists()
-    assert f"its MLflow database {missing} is not there" in page.words
+    result = make_report(job(f"runs=[{copy.location}]"))
+    assert not missing.parent.exists()
+    assert (
+        f"not attached to the run in MLflow at sqlite:///{missing} (its database is not there)" in caplog.text
+    )
+    assert Path(result["out"]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -295,3 +316,33 @@ def test_folders_of_older_versions_can_be_read(tmp_path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(old))
     assert read_run(str(tmp_path)).environment == {}
     assert isinstance(read_run(str(tmp_path)), RunFolder)
+
+
+def test_a_report_begins_with_what_happened_to_the_run(glyph_cache: Path, tmp_path: Path) -> None:
+    location = tmp_path / "skips"
+    config = tiny_config(glyph_cache, "model.widths=[8, 8]", "train.non_finite=skip", "train.log_every=4")
+    poisoned, _, tracker = poisoned_run(config, location, {2: "embedding", 11: "gradient"})
+    catalog = poisoned.worker.catalog
+    RunFolder(str(location), "skips", config_dict(config), catalog.fingerprint, "0.1.0").write()
+    report = collect(read_run(str(location)), KeptRun(history_of(tracker)), find_checkpoint(str(location)))
+    first, second = report.bad_batches
+    batch = poisoned.worker.sampler.batch(2)
+    assert (first.num_rows, first.num_bad, first.paths) == (32, 1, [catalog.source_path(int(batch[1]))])
+    assert first.images is not None
+    stored = poisoned.worker.images.images(batch[1:2]).numpy()
+    assert (np.asarray(first.images) == stored).all()
+    assert (second.num_bad, len(second.paths)) == (0, 6)
+    out = tmp_path / "alone.html"
+    make_report(load("report", ReportJob, [f"runs=[{location}]", f"out={out}"]))
+    page = Page(out.read_text())
+    assert page.texts("h2")[0] == "Notices"
+    assert "the embeddings of 1 of 32 images were not finite at step 3 (loss nan," in page.words
+    assert first.paths[0] in page.words
+    # Where the pictures cannot be had, and in the company of others, the rest is said all the same.
+    broken = collect(read_run(str(location)), KeptRun({}), None)
+    assert [one.images for one in broken.bad_batches] == [None, None]
+    other = tmp_path / "other"
+    shutil.copytree(location, other)
+    make_report(load("report", ReportJob, [f"runs=[{location},{other}]", f"out={tmp_path / 'both.html'}"]))
+    both = Page((tmp_path / "both.html").read_text())
+    assert both.words.count("step 3: the embeddings of 1 of 32 images were not finite") == 2

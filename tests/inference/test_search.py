@@ -27,7 +27,7 @@ from distmetric.inference import neighbors, search_results
 from distmetric.inference import search as search_module
 from distmetric.inference.embed import embed_source
 from distmetric.inference.search import search
-from distmetric.training.worker import open_data
+from distmetric.training.run_data import open_data
 from runs import run_once, tiny_config
 
 faiss_is_here = pytest.mark.skipif(importlib.util.find_spec("faiss") is None, reason="FAISS is not installed")

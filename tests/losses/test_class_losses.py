@@ -351,6 +351,18 @@ def test_configurations_build_their_loss_for_the_classes_of_the_data(config, sho
     assert shown in repr(build_loss(config, LossContext(class_counts=[5, 2, 2], embedding_size=4)))
 
 
+def test_class_vectors_depend_on_the_seed_alone() -> None:
+    def drawn(seed: int, global_seed: int) -> torch.Tensor:
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        weight = build_loss(ArcFaceLossConfig(), LossContext([5, 2, 2], 4, seed)).weight
+        assert torch.equal(torch.get_rng_state(), before)
+        return weight.detach()
+
+    assert torch.equal(drawn(3, 0), drawn(3, 1))
+    assert not torch.equal(drawn(3, 0), drawn(4, 0))
+
+
 @pytest.mark.parametrize("wanted", [True, False], ids=["gradient", "value"])
 def test_tiles_of_one_class_and_one_row_are_the_whole(wanted: bool, monkeypatch) -> None:
     loss, embeddings, labels = (

@@ -42,7 +42,7 @@ SPECS = [
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_kind_builds_trains_and_is_fixed_by_its_seed(spec):
     before = torch.get_rng_state()
-    model, twin, other = (build_embedder(spec, seed) for seed in (7, 7, 8))
+    model, twin, other = (build_embedder(spec, seed, allow_custom_targets=True) for seed in (7, 7, 8))
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
@@ -150,7 +150,7 @@ def test_every_field_is_documented():
 )
 def test_wrong_specs_are_one_clear_line(spec, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        build_embedder(spec, 0)
+        build_embedder(spec, 0, allow_custom_targets=True)
     assert "\n" not in str(caught.value)
 
 
@@ -159,7 +159,7 @@ def test_custom_accepts_functions_that_build_modules(tmp_path, monkeypatch):
         "from torch import nn\ndef shallow(width): return nn.Conv2d(1, width, 3)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert isinstance(build_custom("my_trunks.shallow", {"width": 3}), nn.Conv2d)
+    assert isinstance(build_custom("my_trunks.shallow", {"width": 3}, True), nn.Conv2d)
 
 
 def test_imports_stay_light():

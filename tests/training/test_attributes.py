@@ -21,8 +21,8 @@ from distmetric.inference.evaluate import run_evaluation
 from distmetric.training import worker as worker_module
 from distmetric.training.batches import BatchLoader
 from distmetric.training.checkpoint import read_checkpoint
+from distmetric.training.run_data import build_sampler, known_attributes, open_data
 from distmetric.training.saved_model import load_embedder
-from distmetric.training.worker import build_sampler, known_attributes, open_data
 from processes import run_ranks
 from runs import CPU, ListTracker, run_once, tiny_config
 

@@ -8,7 +8,7 @@ import torch
 from distmetric.data.decode import ImageStore
 from distmetric.distributed import Replica
 from distmetric.training.batches import BatchLoader
-from distmetric.training.worker import build_sampler, open_data
+from distmetric.training.run_data import build_sampler, open_data
 from runs import CPU, tiny_config
 
 

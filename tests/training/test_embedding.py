@@ -12,7 +12,7 @@ from distmetric.distributed import Replica
 from distmetric.evaluation import RetrievalMetrics
 from distmetric.models.build import build_embedder
 from distmetric.training.embedding import embed, evaluate_sharded
-from distmetric.training.worker import open_data
+from distmetric.training.run_data import open_data
 from processes import run_ranks
 from runs import CPU, tiny_config
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distmetric.distributed.replica import Replica
-from distmetric.errors import InputError, ResourceError
+from distmetric.errors import ResourceError
 from distmetric.evaluation.calibration import Calibration, DistanceHistogram, survey_pairs
 from distmetric.evaluation.retrieval import evaluate
 from distmetric.training.checkpoint import find_checkpoint, read_checkpoint
@@ -100,11 +100,37 @@ def test_records_are_replaced_and_read_by_step(tmp_path) -> None:
     assert read_evaluations(str(tmp_path / "nothing")) == []
 
 
-def test_damaged_and_unwritable_records_are_said_in_one_line(tmp_path) -> None:
-    write_evaluation(str(tmp_path), {"step": 5})
-    (tmp_path / "evaluations" / "step_00000005.json").write_text(json.dumps({"step": 5})[:-3])
-    with pytest.raises(InputError, match=r"step_00000005.json is damaged: delete it"):
-        read_evaluations(str(tmp_path))
+@pytest.mark.parametrize("content", ["{", "[]", "", '{"step": 6}', '{"step": "5"}', "[" * 100_000, "\udcff"])
+def test_damaged_records_are_named_and_left_out(content, tmp_path, caplog) -> None:
+    for step in (5, 6):
+        write_evaluation(str(tmp_path), {"step": step})
+    file = tmp_path / "evaluations" / "step_00000005.json"
+    file.write_text(content, errors="surrogateescape")
+    assert read_evaluations(str(tmp_path)) == [{"step": 6}]
+    assert "step_00000005.json is damaged and left out" in caplog.text
+
+
+def test_any_flipped_bit_of_a_record_is_noticed(tmp_path) -> None:
+    record = {"step": 5, "metrics": {"recall_at_1": 0.5, "map_at_r": 0.25}, "check": "mine"}
+    write_evaluation(str(tmp_path), {**record})
+    file = tmp_path / "evaluations" / "step_00000005.json"
+    intact = file.read_bytes()
+    assert read_evaluations(str(tmp_path))[0]["metrics"] == record["metrics"]
+    for place in range(len(intact)):
+        for bit in range(8):
+            damaged = bytearray(intact)
+            damaged[place] ^= 1 << bit
+            file.write_bytes(damaged)
+            assert read_evaluations(str(tmp_path)) == [], (place, bit)
+
+
+def test_records_of_older_versions_have_no_checksum(tmp_path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "step_00000005.json").write_text(json.dumps({"step": 5}))
+    assert read_evaluations(str(tmp_path)) == [{"step": 5}]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be written"):
         write_evaluation(str(tmp_path / "file"), {"step": 5})

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from distmetric.distributed.replica import Replica
+from distmetric.tracking.journal import read_history
+from distmetric.training.checkpoint import read_checkpoint
 from distmetric.training.saved_model import config_dict
+from drivers import steps_saved, wait_for
+from processes import run_ranks
 from runs import run_once, tiny_config
 
 SCRIPT = """
@@ -53,3 +60,95 @@ def test_a_wrong_configuration_is_one_line(content, message, tmp_path: Path) -> 
     assert ran.stderr.startswith("error: ")
     assert message in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
+
+
+SETTINGS = ("model.widths=[8, 8]", "model.embedding_dim=16", "train.steps=120", "eval.every_steps=60")
+RARE = ("checkpoint.every_steps=1000", "train.log_every=1")
+
+
+def start(command: list[str], *arguments: str, log: Path) -> subprocess.Popen[str]:
+    with log.open("w") as errors:
+        return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True)
+
+
+def whole_run(replica: Replica, cache: Path, run_dir: Path) -> tuple[list[np.ndarray], dict[int, float]]:
+    worker, _, tracker = run_once(tiny_config(cache, *SETTINGS, *RARE), run_dir, replica=replica)
+    weights = [tensor.numpy() for tensor in worker.embedder.state_dict().values()]
+    return weights, tracker.series("train/loss")
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("ranks", "number", "codes"),
+    [(2, signal.SIGTERM, {1, -signal.SIGTERM}), (1, signal.SIGINT, {5})],  # of torchrun and of ours
+    ids=["torchrun SIGTERM", "one process SIGINT"],
+)
+def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(
+    ranks, number, codes, glyph_cache, tmp_path: Path
+) -> None:
+    weights, losses = run_ranks(ranks, whole_run, glyph_cache, tmp_path / "whole", timeout=120)[0]
+    run_dir, log = tmp_path / "run", tmp_path / "log"
+    config = tiny_config(glyph_cache, *SETTINGS, *RARE)
+    (tmp_path / "config.json").write_text(json.dumps(config_dict(config)))
+    command = [*TORCHRUN, "-m"] if ranks > 1 else [sys.executable, "-m"]
+    arguments = ("distmetric.training", str(tmp_path / "config.json"), str(run_dir))
+
+    stopped = start(command, *arguments, log=log)
+    try:
+        wait_for(lambda: len(read_history(str(run_dir)).get("train/loss", [])) > 5, stopped, log)
+        stopped.send_signal(number)
+        output, _ = stopped.communicate(timeout=90)
+    finally:
+        stopped.kill()
+    assert stopped.returncode in codes, log.read_text()[-3000:]
+    assert output == ""
+    said = [line for line in log.read_text().splitlines() if line.startswith("stopped at step")]
+    step = steps_saved(run_dir)
+    assert 0 < step < 120
+    assert said == [f"stopped at step {step} on {number.name}: checkpoint saved; the same command goes on"]
+
+    resumed = start(command, *arguments, log=log)
+    output, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, log.read_text()[-3000:]
+    assert json.loads(output.strip().splitlines()[-1])["step"] == 120
+    saved = read_checkpoint(str(run_dir / "checkpoints" / "step_00000120")).tensors("model").values()
+    for ours, expected in zip(saved, weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected)
+    assert dict(read_history(str(run_dir))["train/loss"]) == losses
+
+
+FAILING = """
+import os, sys
+from distmetric.errors import InputError
+from distmetric.training import __main__ as program, worker
+
+class Batches(worker.BatchLoader):
+    def get(self, step):
+        if step == 3 and os.environ["RANK"] == "1":
+            raise InputError("images/7.png is truncated")
+        return super().get(step)
+
+worker.BatchLoader = Batches
+code = program.main(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)
+"""
+
+
+@pytest.mark.timeout(200)
+def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(glyph_cache, tmp_path: Path) -> None:
+    config = tiny_config(glyph_cache, *SETTINGS, "trainer.timeout_s=600")
+    (tmp_path / "config.json").write_text(json.dumps(config_dict(config)))
+    (tmp_path / "failing.py").write_text(FAILING)
+    logs = ("--redirects", "3", "--log-dir", str(tmp_path / "logs"))
+    ran = launch(*logs, *(str(tmp_path / name) for name in ("failing.py", "config.json", "run")))
+    assert ran.returncode == 1
+    said = {path.parent.name: path.read_text() for path in (tmp_path / "logs").rglob("stderr.log")}
+    assert said["1"] == "error: images/7.png is truncated\n"
+    assert said["0"] in (
+        "",  # torchrun was quicker
+        "error: another rank has ended, which says why or was killed: the same command goes on\n",
+    )

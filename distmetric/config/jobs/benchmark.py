@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
 from distmetric.config.schema import MLflowConfig, TrackingConfig
 from distmetric.functional.checks import check_at_least, check_not_negative
 
-_LOSSES, _INDEX = {"suite": "losses"}, {"suite": "index"}
+_LOSSES, _INDEX, _SOAK = {"suite": "losses"}, {"suite": "index"}, {"suite": "soak"}
+_OF_CELLS = ("sizes", "steps", "threads", "device", "memory_limit_gib", "timeout_s")
 
 
 @dataclass(kw_only=True, frozen=True)
 class BenchmarkJob:
-    """jobs/benchmark.py: time and memory, each beside its peer and a bare matmul."""
+    """jobs/benchmark.py: time and memory, each beside its peer and a bare matmul, and what a training survives."""
 
-    suite: Literal["losses", "index"] = "losses"
-    """What is measured: the losses, or searches of a whole data set. Settings of the other suite are refused."""
+    suite: Literal["losses", "index", "soak"] = "losses"
+    """What is measured: the losses, searches of a whole data set, or what a training survives. Settings of the other
+    suites are refused."""
     sizes: list[int] | None = None
     """Batch sizes N, of all processes together (losses; null: 1024 and 8192), or rows of the data set (index; null:
     5000 and 20000, or those of `embeddings`)."""
@@ -44,6 +47,15 @@ class BenchmarkJob:
     """suite=index: lists of an ivf index; null: four times the square root of the number of rows."""
     probes: int = field(default=32, metadata=_INDEX)
     """suite=index: lists of an ivf index that a query looks at."""
+    seconds: float = field(default=600.0, metadata=_SOAK)
+    """suite=soak: how long to train with faults, from the first step on; the same training without any comes after."""
+    faults_per_minute: float = field(default=4.0, metadata=_SOAK)
+    """suite=soak: how many faults are injected per minute of training that is not just recovering from one."""
+    faults: list[str] | None = field(default=None, metadata=_SOAK)
+    """suite=soak: kinds of faults: kill_worker, kill_index_actor, drop_pushes, slow_disk, kill_driver,
+    kill_everything, stop; null for all."""
+    seed: int = field(default=0, metadata=_SOAK)
+    """suite=soak: key of which fault comes when."""
     steps: int = 5
     """Least number of timed steps of a cell; short ones are repeated for a second."""
     threads: int | None = None
@@ -82,10 +94,8 @@ class BenchmarkJob:
             raise ValueError(
                 "tracking.register and tracking.system_metrics are for training runs: leave them out"
             )
-        if self.suite == "losses":
-            self._check_losses()
-        else:
-            self._check_index()
+        checks = {"losses": self._check_losses, "index": self._check_index, "soak": self._check_soak}
+        checks[self.suite]()
 
     def _check_losses(self) -> None:
         if self.losses == [] or not self.processes:
@@ -99,6 +109,16 @@ class BenchmarkJob:
                         f"sizes={size} must be a multiple of {4 * processes} and at least {8 * processes}: "
                         f"classes of four, shared by {processes} processes"
                     )
+
+    def _check_soak(self) -> None:
+        if self.faults == []:
+            raise ValueError("faults must not be an empty list: name some, or leave it null")
+        for name in ("seconds", "faults_per_minute"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} is wrong: give a number above 0")
+        for each in fields(self):
+            if each.name in _OF_CELLS and getattr(self, each.name) != _default(each):
+                raise ValueError(f"{each.name} is for what is measured, not for suite=soak: leave it out")
 
     def _check_index(self) -> None:
         if self.methods == []:

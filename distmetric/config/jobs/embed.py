@@ -35,6 +35,8 @@ class EmbedJob:
     """Ray cluster to join; null: the one of RAY_ADDRESS, or else one of this machine, started for the job."""
     start_timeout_s: float = 300.0
     """Seconds to wait for the first worker."""
+    allow_custom_targets: bool = False
+    """Whether `model.target` of a checkpoint may name code outside this package, which is imported and run."""
 
     def __post_init__(self) -> None:
         """Check the numbers.

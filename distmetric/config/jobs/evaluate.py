@@ -241,6 +241,8 @@ class EvaluateJob:
     """Images per forward pass."""
     out: str | None = None
     """JSON file to write the result to as well; null: none."""
+    allow_custom_targets: bool = False
+    """Whether `model.target` of a checkpoint may name code outside this package, which is imported and run."""
 
     def __post_init__(self) -> None:
         """Check what contradicts itself whatever the files hold.

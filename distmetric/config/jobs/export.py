@@ -28,6 +28,8 @@ class ExportJob:
     """Name to register the logged model under, as its next version; null: it is not registered."""
     alias: str | None = None
     """Alias for that version; best moves only to a better one of the same protocol and data, others always."""
+    allow_custom_targets: bool = False
+    """Whether `model.target` of a checkpoint may name code outside this package, which is imported and run."""
 
     def __post_init__(self) -> None:
         """Check what goes together.

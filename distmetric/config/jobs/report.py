@@ -13,6 +13,8 @@ class ReportJob:
     """Folders of runs: one for its report, two to ten to compare them."""
     out: str | None = None
     """HTML file to write; null: report.html in the folder of the one run."""
+    allow_custom_targets: bool = False
+    """Whether `model.target` of a checkpoint may name code outside this package, which is imported and run."""
 
     def __post_init__(self) -> None:
         """Check the number of runs.

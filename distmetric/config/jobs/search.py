@@ -50,6 +50,8 @@ class SearchJob(RerankSettings):
     """Image folder, zip or catalog that queries of embeddings were made from, to show pictures of them."""
     batch_size: int = 512
     """Images per forward pass."""
+    allow_custom_targets: bool = False
+    """Whether `model.target` of a checkpoint may name code outside this package, which is imported and run."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
