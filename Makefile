@@ -12,10 +12,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install quickstart test check format ui clean
+.PHONY: help install quickstart test check format ui cluster-requirements clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
 
 install: $(STAMP) ## make .venv with everything, once; PYTHON=... chooses the interpreter
 	@:
@@ -42,6 +42,18 @@ ui: $(STAMP) ## MLflow on this machine for the runs in outputs/; PORT=5000
 	@echo "in some seconds: http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning  (Ctrl-C ends it)"
 	@MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true PYTHONWARNINGS=ignore $(BIN)/mlflow ui \
 	    --backend-store-uri 'sqlite:///$(CURDIR)/outputs/mlflow.db' --host 127.0.0.1 --port $(PORT) --workers 1
+
+# What every machine of cluster.yaml installs, and nothing else: 64-bit Linux, Python 3.11 or 3.12, CUDA, in the versions
+# of constraints.txt. The second file is what builds the few packages that have no wheels.
+COMPILE = build/uv/bin/uv pip compile --quiet --no-config --index-url https://pypi.org/simple --generate-hashes \
+    --no-annotate --python-version 3.11 --python-platform x86_64-manylinux_2_28 --constraint constraints.txt \
+    --custom-compile-command 'make cluster-requirements'
+
+cluster-requirements: $(STAMP) ## pin what cluster.yaml installs, with hashes, after pyproject.toml or constraints.txt changed
+	@$(BIN)/python -m venv --clear build/uv && build/uv/bin/pip install -q uv==0.13.9
+	@printf 'boto3\nmlflow[auth]\n' | $(COMPILE) --extra gpu --extra hf --extra export pyproject.toml - -o cluster-requirements.txt
+	@printf 'setuptools\nwheel\nhatchling>=1.27\neditables\n' | $(COMPILE) --allow-unsafe - -o cluster-build-requirements.txt
+	@rm -rf build/uv
 
 clean: ## remove .venv and caches; outputs/ stays
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
