@@ -41,5 +41,6 @@ def _set(environment: dict[str, str | None]) -> None:
 def _forget() -> None:
     """Have Ray read the environment again, of which it keeps what it has read once."""
     raylet = import_module("ray._raylet")
-    raylet.Config.initialize("")  # first: a thread that ends late may still ask for a token of the mode that was
+    # First: a thread that ends late may still ask for a token of the mode that was.
+    raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()

@@ -49,7 +49,8 @@ class TransformersTrunk(nn.Module):
         ConfigError: The model cannot be loaded, or has no features that fit.
 
     Nothing here needs torchvision, but transformers itself imports it where it is installed. Code that comes
-    with a model is never run. Parameters that take no part in the features are frozen.
+    with a model is never run, and weights are read from safetensors alone. Parameters that take no part in the
+    features are frozen.
 
     Cost: construction runs one image forward and backward.
     """
@@ -107,7 +108,10 @@ def _load(name: str, pretrained: bool, local_files_only: bool) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(name, **options)
         if pretrained:
-            model = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, **options)
+            # Of weights in other files than safetensors, some are pickled code.
+            model = AutoModel.from_pretrained(
+                name, config=config, dtype=torch.float32, use_safetensors=True, **options
+            )
         else:
             model = AutoModel.from_config(config, trust_remote_code=False)
     except ImportError as error:

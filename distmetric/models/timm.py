@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from distmetric.models.adapters import (
     pool_tokens,
 )
 from distmetric.models.probe import freeze_unused
+
+_TENSORS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class TimmTrunk(nn.Module):
@@ -82,9 +87,23 @@ def _load(name: str, pretrained: bool) -> Any:
             f"({one_line(error)}): pip install timm torchvision, or use model.name=transformers"
         ) from error
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0)
+        with _tensors_only():
+            return timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:
         raise ConfigError(f"model.model={name} cannot be loaded: {one_line(error)}") from error
+
+
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Have torch read nothing but tensors from files of weights, also where timm would let it unpickle any code."""
+    before = os.environ.get(_TENSORS_ONLY)
+    os.environ[_TENSORS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_TENSORS_ONLY)
+        if before is not None:
+            os.environ[_TENSORS_ONLY] = before
 
 
 def _preprocessing(options: dict[str, Any]) -> Preprocessing:

@@ -168,7 +168,7 @@ def test_a_search_for_settings_decides_for_its_trials() -> None:
         ("distmetric.models.custom.importlib", {}, "is no trunk of this package"),
         ("distmetric.models.conv.nn", {}, "is no trunk of this package"),
         ("distmetric.models.conv.Tensor", {}, "is no trunk of this package"),
-        ("distmetric.models.conv.ConvTrunk", {"channels": "x"}, "model.kwargs"),
+        ("distmetric.models.conv.ConvTrunk", {"in_channels": "x"}, "cannot be built with these model.kwargs"),
         ("distmetric.models.nothing.Trunk", {}, "cannot be imported"),
         ("Trunk", {}, "is code outside this package"),
         ("", {}, "is code outside this package"),
@@ -183,7 +183,7 @@ def test_only_trunks_of_this_package_need_no_permission(
 
 
 def test_a_trunk_of_this_package_needs_none() -> None:
-    kwargs = {"channels": 1, "widths": [4, 8], "norm": "batch", "pool_last": True}
+    kwargs = {"in_channels": 1, "widths": [4, 8], "norm": "batch", "pool_last": True}
     spec = CustomSpec(target="distmetric.models.conv.ConvTrunk", kwargs=kwargs, embedding_dim=5)
     assert build_embedder(spec, 0)(torch.rand(2, 1, 28, 28)).shape == (2, 5)
 

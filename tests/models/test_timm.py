@@ -36,6 +36,8 @@ class Net(nn.Module):
 def timm(monkeypatch):
     def create_model(name, pretrained, num_classes):
         assert num_classes == 0
+        if name == "pickled":
+            torch.load(monkeypatch.weights, weights_only=False)  # as timm reads files of weights
         if name not in ("map", "channels_last", "tokens"):
             raise RuntimeError(f"Unknown model\n({name})")
         return Net(name)
@@ -69,3 +71,23 @@ def test_missing_timm_says_what_it_needs(monkeypatch):
     with pytest.raises(ResourceError, match="needs torchvision") as caught:
         build_embedder(TimmSpec(), 0)
     assert "\n" not in str(caught.value)
+
+
+class Payload:
+    """Pickled, it makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_code_in_a_file_of_weights_is_not_run(timm, tmp_path, monkeypatch):
+    torch.save({"weight": Payload(tmp_path / "run")}, tmp_path / "weights.pt")
+    monkeypatch.weights = tmp_path / "weights.pt"
+    with pytest.raises(ConfigError, match=r"^model.model=pickled cannot be loaded: Weights only load failed"):
+        build_embedder(TimmSpec(model="pickled"), 0)
+    assert not (tmp_path / "run").exists()
+    torch.load(tmp_path / "weights.pt", weights_only=False)["weight"].close()
+    assert (tmp_path / "run").exists(), "it would have been run"
