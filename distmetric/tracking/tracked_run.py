@@ -30,7 +30,7 @@ from distmetric.tracking.journal import (
     remove_history,
 )
 from distmetric.tracking.journal_tracker import JournalTracker
-from distmetric.tracking.server import Server
+from distmetric.tracking.server import Server, ServerError
 from distmetric.tracking.tracker import History, NullTracker, Tracker
 
 _NOTE, _ERROR, _RESUMED = "mlflow.note.content", "distmetric.error", "resumed"
@@ -63,7 +63,7 @@ class TrackedRun:
         self._writer: JournalWriter | None = None
         self._writing = threading.Lock()
         self._tell: Callable[[int, str], None] = _say
-        self._said_waiting = False
+        self._owed = self._said_waiting = False
         self._later = f"resume={self._run_dir} delivers it, whether the run has ended or not"
 
     @classmethod
@@ -140,6 +140,8 @@ class TrackedRun:
         """Speak for a run that was opened before and that no other process speaks for; see `resume`."""
         tracked = cls(run_dir)
         if (run := read_run_record(run_dir)) is not None:
+            ended = tracked.status()[0] not in ("", "RUNNING")
+            tracked._owed = ended and server is not None and count_waiting(run_dir, server.address) > 0
             tracked._bring_to(server, run, tell)
         return tracked
 
@@ -169,13 +171,18 @@ class TrackedRun:
         try:
             yield
         except TakenOverError:  # it goes on, and who has taken it speaks for it
+            self._let_go()
             raise
         except BaseException as error:
             interrupted = isinstance(error, (KeyboardInterrupt, SystemExit, StoppedError))
+            status: Literal["KILLED", "FAILED"] = "KILLED" if interrupted else "FAILED"
+            reason = " ".join(str(error).split())
             try:
-                self.end("KILLED" if interrupted else "FAILED", " ".join(str(error).split()))
+                self.end(status, reason)
             except ResourceError as second:
                 log.warning("%s", second)
+                self._let_go()
+                self._tell_at_once(status, reason)
             self._let_go()
             raise
         self.end("FINISHED")
@@ -191,13 +198,29 @@ class TrackedRun:
         self._write(*told, _status(status, masked(reason)[:5000]))
         self.settle()
 
+    def _tell_at_once(self, status: Literal["KILLED", "FAILED"], reason: str) -> None:
+        """Have the server know how the run has ended where that cannot be kept for it, as on a full disk."""
+        if self._server is None or (run_id := self.run_id) is None:
+            return
+        reason = masked(reason)[:5000]
+        try:
+            self._server.tell(run_id, {"kind": "tags", "tags": {_ERROR: reason}})
+            self._server.tell(run_id, _status(status, reason))
+        except ServerError as error:
+            log.warning("MLflow at %s does not know how the run has ended: %s", self.uri, error)
+
     def settle(self) -> int:
         """Wait until the server has everything, as long as it goes on taking it.
 
         Returns:
             How many records wait for it; that they do is told once.
         """
-        if self._delivery is None or self._delivery.settle():
+        if self._delivery is None:
+            return 0
+        if self._delivery.settle():
+            if self._owed:
+                self._owed = False
+                self._tell(self._delivery.step, f"MLflow at {self.uri} has got all of the run since")
             return 0
         assert self._run_dir is not None
         assert self._server is not None

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
 
-from runs import FEW_GLYPHS
+from distmetric.cluster import fit as fit_module
+from distmetric.cluster.fit import FitResult
+from distmetric.errors import InputError, ResourceError
+from runs import FEW_GLYPHS, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,9 +45,35 @@ def test_a_diverging_run_fails_once_truthfully_and_in_one_line(glyph_cache, tmp_
     assert len(errors) == 1
     assert "lower optim.lr" in errors[0]
     assert "Traceback" not in ran.stderr
+    (bad_batch,) = (tmp_path / "diverges" / "non_finite").iterdir()
+    assert str(bad_batch) in errors[0]
     run = json.loads((tmp_path / "diverges" / "run.json").read_text())
     found = mlflow.MlflowClient(run["tracking_uri"]).get_run(run["run_id"])
     assert found.info.status == "FAILED"
     assert "lower optim.lr" in found.data.tags["distmetric.error"]
+    assert found.data.tags["distmetric.notices"].startswith("non_finite at step 2: the run stopped: ")
     assert found.data.params["optim.lr"] == "1e+38"
     assert found.data.tags["distmetric.data_fingerprint"] == run["fingerprint"]
+
+
+@pytest.mark.parametrize("error", [ResourceError("the disk is full"), InputError("an image is damaged")])
+def test_a_report_that_cannot_be_made_costs_neither_the_training_nor_its_registered_model(
+    error, glyph_cache, tmp_path, monkeypatch
+) -> None:
+    def refuse(*_) -> str:
+        raise error
+
+    done = []
+    monkeypatch.setattr(fit_module, "write_report", refuse)
+    monkeypatch.setattr(fit_module, "close_tracking", lambda *_: done.append("registered"))
+    monkeypatch.setattr(fit_module, "note_identity", lambda *_: done.append("noted"))
+    tracked = SimpleNamespace(close=lambda: 0, run_id=None)
+    signals = SimpleNamespace(at_once=nullcontext)
+    result = FitResult("a", str(tmp_path), None, None, f"{tmp_path}/checkpoints/step_00000004", 4, 1.0, {})
+    with pytest.raises(type(error)) as told:
+        fit_module._closed(tiny_config(glyph_cache), None, tracked, result, signals)
+    assert done == ["registered", "noted"]
+    assert str(told.value) == (
+        f"the training has ended well, with its best checkpoint in {result.checkpoint}, but there is no report: "
+        f"{error}; then resume={tmp_path} makes it"
+    )

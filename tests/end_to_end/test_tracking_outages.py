@@ -138,6 +138,7 @@ def test_a_run_whose_server_is_not_there_is_whole_and_resume_delivers_it(
         result["checkpoint"],
         result["metrics"],
     )
+    assert late["notices"][-1] == f"MLflow at {server.address} has got all of the run since"
     run_id = late["run_id"]
     assert json.loads((run_dir / "run.json").read_text())["run_id"] == run_id
     assert read_history(str(run_dir)) == history, "nothing is measured again"

@@ -130,8 +130,10 @@ def test_what_never_got_through_is_counted_said_once_and_brought_when_the_run_is
     )  # run, RUNNING, loss.svg, FINISHED
     assert told.lines[1:] == [lacks(run_dir)]
     server.error = None
-    again = TrackedRun.own(str(run_dir), server)
-    assert again.close() == 0
+    later = Told()
+    again = TrackedRun.own(str(run_dir), server, later)
+    assert again.settle() == again.close() == 0
+    assert later.lines == ["MLflow at fake://server has got all of the run since"]
     assert server.series("run-0") == expected(range(1, 11))
     assert server.statuses("run-0") == ["RUNNING", "FINISHED"]
     assert server.attached["run-0"] == {"loss.svg": b"<svg/>"}
