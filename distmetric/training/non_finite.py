@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from distmetric.config.schema import TrainConfig
 from distmetric.data.catalog import Catalog
-from distmetric.errors import InputError, NonFiniteError
+from distmetric.errors import NonFiniteError, UserError
 from distmetric.locations import open_location, read_document, reason, write_document
 from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.finite_steps import REMEDY, StepNumbers
@@ -138,7 +138,7 @@ class NonFinite:
     def _where_to_go_on(self, resumption: str) -> str:
         try:
             good = self._store.latest()
-        except InputError:
+        except (UserError, OSError):  # what made the run stop matters more than this
             good = None
         if good is None:
             return ""

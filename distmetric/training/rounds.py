@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distmetric.distributed.replica import Replica
-from distmetric.errors import ResourceError, UserError
+from distmetric.errors import InputError, ResourceError, UserError
 from distmetric.index.snapshot import NeighborSnapshot
 from distmetric.index.snapshot_store import SnapshotStore
 from distmetric.index.source import Rows, SnapshotSource, Weights
@@ -163,8 +163,16 @@ class Rounds:
 
     def _agreed(self, number: int, step: int) -> int:
         """The version that a round is planned from: the noted one, else the newest that every rank holds."""
-        noted = self._store.swap_at(number) if self._replica.is_main else None
-        version = int(self._replica.broadcast(-1 if noted is None else noted, self._device))
+        noted, failure = -1, None
+        if self._replica.is_main:
+            try:
+                found = self._store.swap_at(number)
+                noted = -1 if found is None else found
+            except UserError as error:
+                failure = error
+        version = int(self._replica.broadcast(_FAILED if failure else noted, self._device))
+        if version == _FAILED:
+            raise failure or InputError("rank 0 could not read which snapshot the round was planned from")
         if version >= 0:
             return version
         self._source.push_weights(step, self._weights)

@@ -188,3 +188,41 @@ def test_a_swap_is_on_the_disk_when_its_note_returns(tmp_path) -> None:
     assert done.stdout.split() == [str(tmp_path), *(at for file in files for at in (file, folder))]
     store = SnapshotStore(folder)
     assert [store.swap_at(round) for round in range(4)] == [10, 11, 12, None]
+
+
+def test_any_flipped_bit_of_a_note_is_noticed(tmp_path) -> None:
+    store = SnapshotStore(str(tmp_path))
+    store.note_swap(7, 10)
+    file = tmp_path / "round_00000007.json"
+    intact = file.read_bytes()
+    for place in range(len(intact)):
+        for bit in range(8):
+            damaged = bytearray(intact)
+            damaged[place] ^= 1 << bit
+            file.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"round_00000007\.json is damaged: take it away"):
+                store.swap_at(7)
+    file.write_bytes(b'{"round": 7, "version": 10}')  # as older versions wrote it
+    assert store.swap_at(7) == 10
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_flipped_bit_of_a_snapshot_is_noticed_or_changes_nothing(data, tmp_path_factory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    store = SnapshotStore(str(folder))
+    if not store.versions():
+        filled(str(folder), [1, 2])
+        (folder / "intact").write_bytes((folder / "snapshot_00000002.arrow").read_bytes())
+    intact = (folder / "intact").read_bytes()
+    damaged = bytearray(intact)
+    damaged[data.draw(st.integers(0, len(intact) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    file = folder / "snapshot_00000002.arrow"
+    file.write_bytes(intact)
+    expected = {name: str(value) for name, value in vars(store.load(2)).items()}
+    file.write_bytes(damaged)
+    found = store.newest()
+    if found.version == 2:
+        assert {name: str(value) for name, value in vars(found).items()} == expected
+    else:
+        assert found.version == 1
