@@ -1,4 +1,4 @@
-"""Measure time and memory of the losses or of the index, beside their peers on the same machine, or what training survives.
+"""Measure time and memory of losses or of the index, beside their peers in one run, or what training survives.
 
     python jobs/benchmark.py suite=losses
     python jobs/benchmark.py losses=[batch_hard,supcon] sizes=[4096] processes=[1] peers=false

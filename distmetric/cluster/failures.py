@@ -100,7 +100,8 @@ def cause_of(error: Exception, trainer: TrainerConfig, run_dir: str) -> Exceptio
         cause = error.controller_failure
         if isinstance(cause, UserError | WorkerFailedError):
             return cause
-    if "WorkerGroupStartupTimeoutError" in repr(error) or "StartupTimeout" in str(error):
+    # By its name: Ray has it in a module of its own, and this one's text says nothing of it.
+    if type(getattr(error, "controller_failure", error)).__name__ == "WorkerGroupStartupTimeoutError":
         gpus = " and as many GPUs" if trainer.use_gpu else ""
         return ResourceError(
             f"trainer.num_workers={trainer.num_workers} workers with {trainer.cpus_per_worker:g} CPUs each{gpus} "

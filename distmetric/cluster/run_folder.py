@@ -12,7 +12,6 @@ from pyarrow import fs
 from distmetric.config.schema import CatalogDataConfig, Config
 from distmetric.errors import InputError
 from distmetric.locations import absolute, open_location
-from distmetric.training.resumption import check_resumable
 from distmetric.training.run_folder import RUN_FILE, read_run
 
 

@@ -14,9 +14,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from distmetric.config.decode import decode
 from distmetric.config.jobs import EmbedJob
-from distmetric.config.schema import Config
 from distmetric.errors import InputError
 from distmetric.index.embedding_writer import check_ending, embedding_batch, embedding_schema
 from distmetric.inference.embedder import CheckpointEmbedder
@@ -25,6 +23,7 @@ from distmetric.inference.part_store import EmbeddedPart, PartStore
 from distmetric.locations import absolute, open_location
 from distmetric.progress import Counter, Progress
 from distmetric.training.checkpoint import Checkpoint, find_checkpoint
+from distmetric.training.saved_model import config_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.checkpoint_folder import Checkpoint
 from distmetric.training.optimizer import load_optimizer
 from distmetric.training.run_folder import read_run
-from distmetric.training.saved_model import load_model
+from distmetric.training.saved_model import config_of, load_model
 
 _NONE, _FAILED = -1.0, -2.0
 _OR_NEW = "resume with the run's own settings, or start a new run"

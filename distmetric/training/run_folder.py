@@ -50,7 +50,8 @@ class RunFolder:
             write_document(f"{self.location}/{RUN_FILE}", masked(asdict(self)))
         except OSError as error:
             raise ResourceError(
-                f"{self.location} cannot be written ({reason(error)}): free space, fix access, or set another output_dir"
+                f"{self.location} cannot be written ({reason(error)}): free space, fix access, or set another "
+                "output_dir"
             ) from None
 
 

@@ -158,6 +158,8 @@ def test_where_and_how_a_resumed_run_computes_may_change() -> None:
         "checkpoint.keep_last": 5,
         "train.steps": 60,
         "train.log_every": 1,
+        "train.non_finite": "skip",
+        "train.max_skipped": 5,
         "data.path": "/new",
         "data.memory_limit_gib": 0.0,
         "report": False,

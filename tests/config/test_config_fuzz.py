@@ -215,7 +215,9 @@ def test_damaged_folders_of_runs_are_one_line(tmp_path: Path) -> None:
     for number in range(300 * FACTOR):
         draw = random.Random(f"{SEED} run {number}")
         found = config_fuzz.damaged(draw, {key: value for key, value in whole.items() if key != "check"})
-        path.write_text(json.dumps(found) if number % 9 else draw.choice(("[" * 9000, '{"a": ' * 9000, "", "9" * 9000)))
+        path.write_text(
+            json.dumps(found) if number % 9 else draw.choice(("[" * 9000, '{"a": ' * 9000, "", "9" * 9000))
+        )
         with at_most(SECONDS, found):
             try:
                 values = resume(

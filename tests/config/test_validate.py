@@ -44,6 +44,7 @@ def test_the_defaults_are_possible() -> None:
         ("trainer.num_workers", 1),
         ("train.steps", 1),
         ("train.log_every", 1),
+        ("train.max_skipped", 1),
         ("eval.every_steps", 1),
         ("eval.batch_size", 1),
         ("checkpoint.every_steps", 1),

@@ -21,7 +21,7 @@ from drivers import descendants, kill, start, steps_saved, wait_for
 from processes import run_ranks
 from runs import FEW_GLYPHS, run_once, tiny_config
 
-STEPS = 600
+STEPS = 400
 SETTINGS = (
     *("debug=tiny", *FEW_GLYPHS, "model.widths=[8, 8]", "model.embedding_dim=16", "loss=lifted_structure"),
     *("model.norm=sync_batch", "train.precision=float64", "optim=sgd", "optim.lr=0.01"),
@@ -102,7 +102,7 @@ def test_a_lost_machine_is_done_without_until_there_is_another(
         lost, left = cluster.worker_nodes
         lose(cluster, lost)
         stood = steps_saved(run_dir)
-        wait_for(lambda: "were lost: going on with 1 of 2 workers from" in log.read_text(), driver, log, 60)
+        wait_for(lambda: "were lost: going on with 1 of 2 workers from" in log.read_text(), driver, log)
         wait_for(lambda: steps_saved(run_dir) > stood, driver, log)
         with asleep(workers_of(left)):  # so that it is not ready before the new machine is
             cluster.add_node(num_cpus=1)

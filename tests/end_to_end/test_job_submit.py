@@ -57,9 +57,27 @@ class Head:
         assert begun.returncode == 0, begun.stderr
 
     def stop(self, job_id: str) -> None:
-        """`ray job stop`, until the job has ended."""
-        stopped = self._ray("stop", job_id)
-        assert stopped.returncode == 0, stopped.stderr
+        """What `ray job stop` does, which takes seconds to come up: ask for it, and wait until the job has ended."""
+        self._request(f"/api/jobs/{job_id}/stop", "POST")
+        assert self.ended(job_id) == "STOPPED"
+
+    def ended(self, job_id: str) -> str:
+        """Wait until a job has ended, and say how."""
+        deadline = time.monotonic() + 300
+        while True:
+            job = json.loads(self._request(f"/api/jobs/{job_id}", "GET"))
+            if job["status"] not in ("PENDING", "RUNNING"):
+                print(job_id, job["status"], job.get("message"))
+                return str(job["status"])
+            assert time.monotonic() < deadline, self.logs(job_id)
+            time.sleep(0.2)
+
+    def _request(self, path: str, method: str) -> bytes:
+        headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}{path}", headers=headers, method=method)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            content: bytes = answer.read()
+        return content
 
     def logs(self, job_id: str) -> str:
         """Everything the job wrote."""
@@ -172,7 +190,8 @@ def test_a_job_that_is_stopped_has_saved_and_goes_on_as_if_it_never_was(
     found = client.get_run(run["run_id"])
     assert (found.info.status, found.data.tags["distmetric.error"]) == ("KILLED", said)
 
-    assert head.submit("goes-on", f"resume={run_dir}") == 0, head.logs("goes-on")
+    head.begin("goes-on", f"resume={run_dir}")
+    assert head.ended("goes-on") == "SUCCEEDED", head.logs("goes-on")
     saved = read_checkpoint(f"{run_dir}/checkpoints/step_00000300").tensors("model").values()
     for ours, expected in zip(saved, weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), expected)

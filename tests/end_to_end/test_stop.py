@@ -153,7 +153,7 @@ def test_a_run_goes_on_from_where_it_stood_when_a_machine_was_announced_to_go(
     )
     try:
         wait_for(lambda: steps_told(run_dir) > 5, driver, log, WAIT_S)
-        going = cluster.worker_nodes[0]
+        going = next(iter(cluster.worker_nodes))
         accepted, why = GcsClient(address=cluster.address).drain_node(
             *(going.node_id, autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION, "spot"),
             int((time.time() + 600) * 1000),

@@ -81,7 +81,7 @@ def test_killed_at_any_line_equals_never_killed(name: str, glyph_cache: Path, tm
     kills = 0
     for _ in range(KILLS):
         where = draw.choice([TRAINING, WRITING])
-        after = draw.randint(1, lines_in(count.lines, where) // 2)
+        after = draw.randint(1, lines_in(count.lines, where) // 3)
         kills += train_forked(config, killed, tmp_path / "killed.jsonl", after, where)
     assert not train_forked(config, killed, tmp_path / "killed.jsonl")
     assert kills >= 2
@@ -165,7 +165,7 @@ def test_a_run_that_is_killed_goes_on_with_other_numbers_of_ranks(glyph_cache: P
         if attempt == 3:
             run_ranks(ranks, one_rank, config, tmp_path / "killed", batches)
         else:
-            after, mortal = draw.randint(lines // 5, lines // 2), draw.randrange(ranks)
+            after, mortal = draw.randint(lines // 8, 3 * lines // 10), draw.randrange(ranks)
             print(f"rank {mortal} of {ranks} is killed after {after} lines")
             with pytest.raises(RuntimeError, match=r"died without a word|failed"):
                 run_ranks(ranks, one_rank, config, tmp_path / "killed", batches, after, mortal)

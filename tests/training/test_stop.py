@@ -1,4 +1,4 @@
-"""A training that is asked to stop, or to save, at any moment: all ranks at one step, and afterwards as if never asked."""
+"""A training that is asked to stop, or to save, at any moment: all ranks at one step, then as if never asked."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from distmetric.benchmarks.soak.equality import compare_histories, different_parts, state_of
 from distmetric.benchmarks.soak.reference import StopAt, train_reference
@@ -37,6 +38,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def run(glyph_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose snapshots were its own, stopped after some steps, and copies of these."""
+    torch.set_num_threads(1)  # as the reference has
     folder = tmp_path_factory.mktemp("soak")
     watch = IndexWatch(folder / "run", folder / "index")
     stop = StopAt(STEPS)
