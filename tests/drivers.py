@@ -26,7 +26,7 @@ def start(*overrides: str, log: Path) -> subprocess.Popen[str]:
 
 
 def wait_for(
-    condition: Callable[[], bool], driver: subprocess.Popen[str], log: Path, seconds: float = 90
+    condition: Callable[[], bool], driver: subprocess.Popen[str], log: Path, seconds: float = 400
 ) -> None:
     """Wait for a condition, and fail if the job ends before it holds."""
     deadline = time.monotonic() + seconds

@@ -100,7 +100,7 @@ def train_forked(
 
     process = multiprocessing.get_context("fork").Process(target=child, daemon=True)
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=300)
     if process.is_alive():
         process.kill()
         raise TimeoutError("a forked run did not end")

@@ -125,7 +125,7 @@ def identification(
 def shared(cuts: Sequence[int], work: Callable[[slice, Callable[[Tensor], Tensor]], Any]) -> list[Any]:
     """What each of some workers gets that share anchors at these cuts and add up int64 tensors."""
     workers = len(cuts) - 1
-    barrier = threading.Barrier(workers, timeout=60)
+    barrier = threading.Barrier(workers, timeout=300)
     slots: list[Tensor] = [torch.empty(0)] * workers
     results: list[Any] = [None] * workers
 

@@ -28,7 +28,7 @@ def _rank_main(
             init_method=f"file://{store}",
             rank=rank,
             world_size=world_size,
-            timeout=datetime.timedelta(seconds=60),
+            timeout=datetime.timedelta(seconds=240),
         )
         pipe.send((None, fn(Replica.current(), *args)))
         dist.destroy_process_group()
@@ -38,7 +38,7 @@ def _rank_main(
         pipe.close()
 
 
-def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 60.0) -> list[Any]:
+def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 240.0) -> list[Any]:
     """Run `fn(replica, *args)` on `world_size` gloo ranks and return their results in rank order.
 
     Results must be picklable without sharing memory: return numpy arrays, floats or plain containers.

@@ -726,7 +726,6 @@ def refused(job: str, arguments: list[str], out: Path, capfd: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("bad", "name"), TABLE, ids=[f"{number:03}-{bad.job}-{name}" for number, (bad, name) in enumerate(TABLE)]
 )
-@pytest.mark.timeout(60)
 def test_a_bad_input_is_one_sentence_and_leaves_nothing(
     bad: Bad, name: str, good: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

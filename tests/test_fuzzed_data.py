@@ -47,7 +47,7 @@ def fuzz(folder: Path, kind: str, first: int, cases: int) -> dict[str, int]:
     """Read damaged files in a process of its own."""
     program = [sys.executable, str(Path(__file__).with_name("fuzzed_data.py"))]
     done = subprocess.run(
-        [*program, str(folder), str(first), str(cases), kind], capture_output=True, text=True, timeout=240
+        [*program, str(folder), str(first), str(cases), kind], capture_output=True, text=True, timeout=500
     )
     last = (folder / "case").read_text() if (folder / "case").exists() else "none"
     assert done.returncode == 0, f"case {last!r} ended with {done.returncode}:\n{done.stderr[-4000:]}"
@@ -55,7 +55,6 @@ def fuzz(folder: Path, kind: str, first: int, cases: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", CASES)
 def test_damaged_files_are_read_or_refused_in_one_sentence(kind: str, folder: Path) -> None:
     found = fuzz(folder, kind, FIRST_SEED, CASES[kind])
@@ -86,7 +85,7 @@ def test_a_crash_and_a_hang_would_be_seen(folder: Path, monkeypatch: pytest.Monk
     )
     for module, call in (("ctypes", "ctypes.string_at(0)"), ("time", "time.sleep(60)")):
         text = program.format(tests=str(Path(__file__).parent), module=module, call=call, folder=str(folder))
-        done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=300)
         assert done.returncode != 0
         assert (folder / "case").read_text() == "manifest 7"
 

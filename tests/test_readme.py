@@ -61,7 +61,7 @@ def run(workspace: Path, command: str, *extra: str, home: bool = False) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -21,7 +21,6 @@ def test_files_are_opened_and_links_followed(tmp_path: Path) -> None:
         check_file(fs.LocalFileSystem(), str(tmp_path / name))
 
 
-@pytest.mark.timeout(20)
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()

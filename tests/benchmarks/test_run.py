@@ -57,7 +57,6 @@ def test_what_was_measured_before_an_interrupt_is_kept(monkeypatch, tmp_path) ->
     assert run_info.info.status == "KILLED"
 
 
-@pytest.mark.timeout(300)  # six fresh processes, which import torch
 def test_a_small_benchmark_leaves_tables_raw_numbers_and_a_run(tmp_path) -> None:
     settings = ("losses=[contrastive]", "sizes=[64]", "processes=[1,2]", "threads=1", "steps=2")
     result = run_benchmark(job(*settings, "tracking=mlflow", f"out={tmp_path}"))

@@ -119,8 +119,8 @@ def calls(
     }
     for when in START_COMMANDS:
         for command in cluster[when]:
-            subprocess.run(["bash", "-c", f"{command}\nwait"], env=environment, check=True, timeout=60)
-    deadline = time.monotonic() + 30
+            subprocess.run(["bash", "-c", f"{command}\nwait"], env=environment, check=True, timeout=300)
+    deadline = time.monotonic() + 240
     while len(lines := (home / "calls").read_text().splitlines()) < 5 and time.monotonic() < deadline:
         time.sleep(0.05)  # the server is started in the background
     return [json.loads(line) for line in lines]

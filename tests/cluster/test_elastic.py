@@ -17,7 +17,6 @@ from distmetric.cluster.elastic import RESIZE, ElasticTraining, worker_resources
 from distmetric.config.schema import TrainerConfig
 from distmetric.errors import ResourceError
 
-pytestmark = pytest.mark.timeout(20)
 FAILED = WorkerGroupError("rank 0 was killed", {0: RuntimeError("killed")})
 DONE = {"step": 100, "stopped": ""}
 LEFT = {"step": 50, "stopped": RESIZE}

@@ -51,7 +51,7 @@ def workers_alive(doing: str = "") -> list[psutil.Process]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -72,7 +72,6 @@ def meanwhile(act: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("_ray")
 def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
     checkpoint_and_catalog, tmp_path, monkeypatch
@@ -104,9 +103,8 @@ def test_two_workers_of_which_one_is_killed_write_what_one_process_writes(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("_ray")
-def test_a_part_that_ends_its_workers_is_named_and_the_others_are_kept(
+def test_a_part_that_ends_its_workers_is_named_and_where_none_was_finished_nothing_is_left(
     checkpoint_and_catalog, tmp_path, monkeypatch
 ) -> None:
     checkpoint, catalog = checkpoint_and_catalog
@@ -137,11 +135,10 @@ def test_a_part_that_ends_its_workers_is_named_and_the_others_are_kept(
     assert "\n" not in str(raised.value)
     assert len(set(killed)) == 2
     wait_until(lambda: not workers_alive())
-    assert [path.name for path in (tmp_path / "e.arrow.parts").iterdir()] == ["manifest.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("_ray")
 def test_what_a_worker_cannot_do_is_one_line(checkpoint_and_catalog, tmp_path) -> None:
     checkpoint, catalog = checkpoint_and_catalog
@@ -166,7 +163,6 @@ def test_what_a_worker_cannot_do_is_one_line(checkpoint_and_catalog, tmp_path) -
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
 @pytest.mark.usefixtures("_ray")
 def test_workers_without_room_are_waited_for_so_long(checkpoint_and_catalog, tmp_path) -> None:
     checkpoint, catalog = checkpoint_and_catalog

@@ -119,6 +119,18 @@ def test_a_machine_on_which_ray_cannot_write_is_said(folder, tmp_path, monkeypat
     assert not ray.is_initialized()
 
 
+def test_a_machine_that_is_too_busy_for_ray_is_said(monkeypatch) -> None:
+    def init(*_, **__) -> None:
+        raise Exception("The current node timed out during startup. The GCS\nhas become overloaded.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        ResourceError, match=r"cannot be started on this machine \(.*overloaded.* too busy"
+    ) as told:
+        start_private({})
+    assert "\n" not in str(told.value)
+
+
 def test_a_dead_cluster_ends_a_job_in_one_line(glyph_cache, tmp_path) -> None:
     address = f"127.0.0.1:{free_port()}"
     overrides = ["debug=tiny", f"data.cache_dir={glyph_cache}", f"output_dir={tmp_path}/out"]
@@ -128,7 +140,7 @@ def test_a_dead_cluster_ends_a_job_in_one_line(glyph_cache, tmp_path) -> None:
         env={**os.environ, "RAY_ADDRESS": address},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 3, done.stderr[-2000:]

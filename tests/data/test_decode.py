@@ -250,7 +250,9 @@ def test_what_pillow_warns_of_is_not_printed_beside_our_sentence(tmp_path: Path)
         check_image((tmp_path / "large").read_bytes())
     with pytest.warns(UserWarning, match="EXIF"), suppress(BadImageError):
         check_image((tmp_path / "tiff").read_bytes())
-    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *files], capture_output=True, text=True, timeout=300
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 2
 

@@ -113,7 +113,6 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("_home")
 def test_nobody_gets_in_without_the_token_and_no_file_holds_a_secret(
     glyph_cache: Path, tmp_path: Path

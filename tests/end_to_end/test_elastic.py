@@ -83,11 +83,11 @@ def lose(cluster: Cluster, machine: Node) -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1800)
 def test_a_lost_machine_is_done_without_until_there_is_another(
     glyph_cache: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
-    weights, losses = run_ranks(1, undisturbed, glyph_cache, tmp_path / "whole", timeout=120)[0]
+    weights, losses = run_ranks(1, undisturbed, glyph_cache, tmp_path / "whole", timeout=600)[0]
     run_dir, log = tmp_path / "elastic", tmp_path / "log"
     driver = start(
         *SETTINGS,
@@ -107,7 +107,7 @@ def test_a_lost_machine_is_done_without_until_there_is_another(
         with asleep(workers_of(left)):  # so that it is not ready before the new machine is
             cluster.add_node(num_cpus=1)
         wait_for(lambda: "room for more workers: going on with 2 of 2" in log.read_text(), driver, log)
-        output, _ = driver.communicate(timeout=120)
+        output, _ = driver.communicate(timeout=600)
     finally:
         kill([*descendants(driver), psutil.Process(driver.pid)] if driver.poll() is None else [])
         driver.wait()

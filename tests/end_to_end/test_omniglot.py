@@ -31,7 +31,7 @@ def catalog(tmp_path_factory) -> Catalog:
     out = tmp_path_factory.mktemp("omniglot") / "omniglot.arrow"
     command = [sys.executable, "jobs/ingest.py", f"source=[{ZIPS[0]},{ZIPS[1]}]", f"out={out}"]
     command += ["split_by=group", "test_groups=[Sanskrit,Tagalog]"]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=100)
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(ran.stdout.strip().splitlines()[-1])
     assert (result["rows"], result["classes"], result["duplicates_skipped"]) == (4840, 242, 1000)

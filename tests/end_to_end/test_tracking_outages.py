@@ -26,7 +26,7 @@ from drivers import start
 from html_page import Page
 from runs import FEW_GLYPHS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 
 
 class LateServer:
@@ -110,7 +110,7 @@ def test_a_run_whose_server_is_not_there_is_whole_and_resume_delivers_it(
     overrides = ("debug=tiny", *FEW_GLYPHS, "model.widths=[8, 8]", "model.embedding_dim=16", "name=alone")
     places = (f"output_dir={tmp_path}", f"data.cache_dir={glyph_cache}", f"tracking.uri={server.address}")
     driver = start(*overrides, *places, log=log)
-    output, _ = driver.communicate(timeout=300)
+    output, _ = driver.communicate(timeout=600)
     said = log.read_text()
     assert driver.returncode == 0, said[-3000:]
     result = json.loads(output.strip().splitlines()[-1])
@@ -130,7 +130,7 @@ def test_a_run_whose_server_is_not_there_is_whole_and_resume_delivers_it(
 
     server.start()
     again = start(f"resume={run_dir}", log=log)
-    output, _ = again.communicate(timeout=300)
+    output, _ = again.communicate(timeout=600)
     assert again.returncode == 0, log.read_text()[-3000:]
     late = json.loads(output.strip().splitlines()[-1])
     assert (late["undelivered"], late["checkpoint"], late["metrics"]) == (

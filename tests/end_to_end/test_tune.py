@@ -14,7 +14,7 @@ import pytest
 from distmetric.training.checkpoint import read_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
-SECONDS = 280
+SECONDS = 600
 
 
 def tune(*overrides: str) -> dict:

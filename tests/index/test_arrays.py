@@ -166,7 +166,7 @@ except ResourceError as error:
 
 def test_a_disk_that_is_full_leaves_the_old_file_and_nothing_else(tmp_path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FULL, f"{tmp_path}/a"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", FULL, f"{tmp_path}/a"], capture_output=True, text=True, timeout=300, check=True
     )
     assert "/a cannot be written (" in done.stdout
     assert done.stdout.count("\n") == 1
@@ -187,7 +187,7 @@ write_arrays(sys.argv[1], {"x": np.arange(10)}, {})
 
 
 def test_a_writer_that_is_killed_leaves_no_file_under_the_name(tmp_path) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, f"{tmp_path}/a"], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, f"{tmp_path}/a"], timeout=300, check=False)
     assert done.returncode == -9
     with pytest.raises(InputError, match="does not exist"):
         read_arrays(f"{tmp_path}/a")

@@ -324,7 +324,7 @@ for _ in range(3):
     assert torch.equal(found.rows[:, 0], torch.arange(300)), found.rows
 print("done")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 

@@ -52,7 +52,7 @@ def test_planted_findings_are_at_the_top_of_their_tables(tmp_path: Path) -> None
         [sys.executable, ROOT / "jobs" / "mine.py", f"embeddings={source}", f"out={tmp_path}/mined", "k=4"],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr

@@ -179,7 +179,7 @@ def test_a_swap_is_on_the_disk_when_its_note_returns(tmp_path) -> None:
         [sys.executable, "-c", KILLED, f"{tmp_path}/index"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == -9

@@ -302,7 +302,9 @@ def test_what_serves_needs_neither_ray_nor_hydra_nor_mlflow(exported) -> None:
         "import sys\nfrom distmetric.inference.exported import _load_pyfunc\n"
         f"_load_pyfunc({str(exported[1])!r})\nprint(*sys.modules)"
     )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
+    )
     assert not {"ray", "hydra", "mlflow", "matplotlib", "onnx"} & set(ran.stdout.split())
 
 

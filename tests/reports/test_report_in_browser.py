@@ -25,8 +25,6 @@ from distmetric.reports import RunReport, write_run_report
 from distmetric.reports.notices import BadBatch
 from distmetric.reports.suspects import Coincidence
 
-pytestmark = pytest.mark.timeout(240)
-
 STEPS = (100, 200, 300)
 SECTIONS = [
     "Notices",

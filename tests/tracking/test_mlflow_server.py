@@ -26,8 +26,6 @@ from distmetric.tracking.mlflow_server import MLflowServer, SystemLoad
 from distmetric.tracking.server import NoAnswerError, Point, RefusedError, UnacceptableError
 from distmetric.tracking.tracked_run import TrackedRun, git_revision, tracking_server
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory) -> str:
@@ -337,7 +335,7 @@ def test_what_users_set_for_mlflow_is_respected_and_bounded_otherwise() -> None:
             [sys.executable, "-c", code],
             env=environment,
             check=True,
-            timeout=60,
+            timeout=300,
             capture_output=True,
             text=True,
         )
@@ -376,7 +374,7 @@ def test_the_load_of_the_machine_is_logged_and_goes_on_where_it_was(tmp_path, mo
         tracker = JournalTracker(str(tmp_path))
         begun = tracker.next_step("system/")
         load = SystemLoad(tracker)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while tracker.next_step("system/") < begun + 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -402,4 +400,4 @@ def test_nothing_is_sent_to_third_parties() -> None:
     environment = {
         name: value for name, value in os.environ.items() if "TELEMETRY" not in name and name != "CI"
     }
-    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)

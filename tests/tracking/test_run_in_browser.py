@@ -27,8 +27,6 @@ from browser import (
 )
 from distmetric.tracking.tracked_run import TrackedRun, tracking_server
 
-pytestmark = pytest.mark.timeout(300)
-
 NAME = "glyphs-triplet-shown"
 STEPS = range(1, 41)
 METRICS = ("train/loss", "eval/recall_at_1", "time/forward")

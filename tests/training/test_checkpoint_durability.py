@@ -196,13 +196,12 @@ for _ in range(rounds):
 """
 
 
-@pytest.mark.timeout(120)
 def test_killed_at_any_moment_of_writing_what_was_saved_is_there(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", WRITES_UNTIL_KILLED, str(tmp_path / "checkpoints"), "25"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -307,7 +306,7 @@ print(store.latest().step)
 
 def test_a_file_that_may_not_grow_stops_the_save_and_leaves_the_older_ones(tmp_path) -> None:
     command = [sys.executable, "-c", LIMITED, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     told, newest = done.stdout.splitlines()
     assert "step_00000002 cannot be written (" in told
     assert "older checkpoints are untouched; free space or fix access, then resume" in told

@@ -12,8 +12,6 @@ from distmetric.training.notices import read_notices
 from processes import run_ranks
 from runs import ListTracker, run_once, tiny_config
 
-pytestmark = pytest.mark.timeout(120)
-
 SMALL = (
     *("model.widths=[8, 8]", "model.embedding_dim=16", "train.steps=45", "train.log_every=7"),
     *("eval.every_steps=100", "eval.resamples=0", "checkpoint.every_steps=20", "schedule.warmup_steps=5"),

@@ -24,8 +24,6 @@ from distmetric.training.finite_steps import FiniteSteps
 from distmetric.training.optimizer import build_optimizer, clip_gradients
 from runs import tiny_config
 
-pytestmark = pytest.mark.timeout(120)
-
 CONF = Path(__file__).parents[2] / "conf"
 LOSSES, MINERS = (sorted(path.stem for path in (CONF / kind).glob("*.yaml")) for kind in ("loss", "miner"))
 

@@ -21,8 +21,6 @@ from poison import Poison, poisoned_run, states
 from processes import run_ranks
 from runs import CPU, ListTracker, run_once, tiny_config
 
-pytestmark = pytest.mark.timeout(120)
-
 SMALL = (
     *("model.widths=[8, 8]", "model.embedding_dim=16", "train.steps=12", "train.log_every=5"),
     *("eval.every_steps=100", "eval.resamples=0", "checkpoint.every_steps=100", "schedule.warmup_steps=0"),

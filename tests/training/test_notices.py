@@ -13,8 +13,6 @@ import pytest
 
 from distmetric.training.notices import Notices, read_notices
 
-pytestmark = pytest.mark.timeout(60)
-
 COLLAPSE = {"kind": "collapse", "step": 7, "message": "embeddings have collapsed: lower optim.lr"}
 
 

@@ -31,7 +31,7 @@ sys.exit(code)
 
 def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=100)
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=600)
 
 
 def test_two_ranks_of_torchrun_equal_one_process(glyph_cache, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_two_ranks_of_torchrun_equal_one_process(glyph_cache, tmp_path: Path) ->
 def test_a_wrong_configuration_is_one_line(content, message, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     command = [sys.executable, "-m", "distmetric.training", str(tmp_path / "config.json")]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 2
     assert ran.stderr.startswith("error: ")
     assert message in ran.stderr
@@ -80,7 +80,6 @@ def whole_run(replica: Replica, cache: Path, run_dir: Path) -> tuple[list[np.nda
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("ranks", "number", "codes"),
     [(2, signal.SIGTERM, {1, -signal.SIGTERM}), (1, signal.SIGINT, {5})],  # of torchrun and of ours
@@ -89,7 +88,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(
     ranks, number, codes, glyph_cache, tmp_path: Path
 ) -> None:
-    weights, losses = run_ranks(ranks, whole_run, glyph_cache, tmp_path / "whole", timeout=120)[0]
+    weights, losses = run_ranks(ranks, whole_run, glyph_cache, tmp_path / "whole", timeout=600)[0]
     run_dir, log = tmp_path / "run", tmp_path / "log"
     config = tiny_config(glyph_cache, *SETTINGS, *RARE)
     (tmp_path / "config.json").write_text(json.dumps(config_dict(config)))
@@ -100,7 +99,7 @@ def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(
     try:
         wait_for(lambda: len(read_history(str(run_dir)).get("train/loss", [])) > 5, stopped, log)
         stopped.send_signal(number)
-        output, _ = stopped.communicate(timeout=90)
+        output, _ = stopped.communicate(timeout=600)
     finally:
         stopped.kill()
     assert stopped.returncode in codes, log.read_text()[-3000:]
@@ -111,7 +110,7 @@ def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(
     assert said == [f"stopped at step {step} on {number.name}: checkpoint saved; the same command goes on"]
 
     resumed = start(command, *arguments, log=log)
-    output, _ = resumed.communicate(timeout=120)
+    output, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, log.read_text()[-3000:]
     assert json.loads(output.strip().splitlines()[-1])["step"] == 120
     saved = read_checkpoint(str(run_dir / "checkpoints" / "step_00000120")).tensors("model").values()
@@ -138,7 +137,6 @@ os._exit(code)
 """
 
 
-@pytest.mark.timeout(200)
 def test_a_mistake_that_one_rank_meets_ends_all_of_them_with_its_line(glyph_cache, tmp_path: Path) -> None:
     config = tiny_config(glyph_cache, *SETTINGS, "trainer.timeout_s=600")
     (tmp_path / "config.json").write_text(json.dumps(config_dict(config)))

@@ -34,6 +34,7 @@ SETTINGS = (
     *("schedule=constant", f"train.steps={_ENDLESS}", "train.log_every=5", "report=false"),
     *(f"eval.every_steps={EVALUATE_EVERY}", "eval.resamples=100"),
     *(f"checkpoint.every_steps={CHECKPOINT_EVERY}", "checkpoint.keep_last=5", "trainer.max_failures=1000000"),
+    "trainer.start_timeout_s=600",
 )
 """What is trained: small, so that it is at risk often. A constant learning rate, since nobody knows its last step."""
 

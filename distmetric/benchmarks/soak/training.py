@@ -16,7 +16,7 @@ from distmetric.errors import InputError, ResourceError
 from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.checkpoint_folder import IncompleteCheckpointError
 
-_PATIENCE_S = 240.0
+_PATIENCE_S, _STARTS = 600.0, 5
 _LOOK_EVERY_S = 0.1
 
 
@@ -179,9 +179,14 @@ class DisturbedTraining:
             raise ResourceError(f"the training of the soak did not {what}: {words}")
 
     def _goes_beyond(self, number: int) -> bool:
-        """Wait for a later round, as long as there is a driver."""
-        job = self._jobs[-1]
-        return self.watch.wait_beyond(number, _PATIENCE_S, lambda: job.exit_code is not None)
+        """Wait for a later round, as long as there is a driver; one that found the machine too busy starts again."""
+        for _ in range(_STARTS):
+            if self.watch.wait_beyond(number, _PATIENCE_S, lambda: self._jobs[-1].exit_code is not None):
+                return True
+            if self._jobs[-1].exit_code != ResourceError.exit_code or not self._newest_saved():
+                return False
+            self._start([f"resume={self.run_dir}"])
+        return False
 
     def _reached(self) -> int:
         """Steps that have been done for sure: a round is noted one step before it begins."""

@@ -16,9 +16,6 @@ from distmetric.config.compose import load
 from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ResourceError
 
-# Fresh processes import torch, which on a busy machine takes its time.
-pytestmark = pytest.mark.timeout(300)
-
 
 def test_a_cell_has_times_memory_recall_and_the_speeds_of_the_machine(monkeypatch) -> None:
     monkeypatch.setattr(timing, "_WANTED_S", 0.0)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -24,6 +25,10 @@ def actor(title: str) -> subprocess.Popen[bytes]:
 def main(overrides: dict[str, str]) -> int:
     run_dir = overrides.get("resume") or f"{overrides['output_dir']}/{overrides['name']}"
     notes, saved = SnapshotStore(f"{run_dir}/index"), CheckpointStore(f"{run_dir}/checkpoints", keep_last=3)
+    busy = Path(run_dir, "busy")  # how often the machine is still too busy for a start
+    if (starts_to_fail := int(busy.read_text()) if busy.exists() else 0) > 0:
+        busy.write_text(str(starts_to_fail - 1))
+        return 3
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     worker, index = actor("RayTrainWorker.run"), actor("NeighborIndexActor")

@@ -78,6 +78,29 @@ def test_a_driver_that_ends_unasked_is_told_and_resumed(tmp_path: Path) -> None:
     assert training.attempts == 2
 
 
+@pytest.mark.parametrize(("busy", "survived"), [(2, True), (1000, False)])
+def test_a_driver_that_finds_the_machine_too_busy_is_started_again_and_not_for_ever(
+    busy: int, survived: bool, tmp_path: Path
+) -> None:
+    training = DisturbedTraining((), tmp_path / "soak", ROUND_STEPS)
+    try:
+        training.disturb(
+            iter([Planned("kill_index_actor", 0.5, 0.0)]), seconds=1000.0
+        )  # until something is saved
+        assert training.watch.wait_beyond(SAVED_EVERY // ROUND_STEPS + 1, 60.0)
+        (training.run_dir / "busy").write_text(str(busy))
+        hit = iter([Planned("kill_driver", 0.0, 0.0)])
+        if survived:
+            training.disturb(hit, seconds=1000.0)
+            assert [hit.survived for hit in training.hits] == [True, True]
+            assert training.attempts == 2 + busy
+        else:
+            with pytest.raises(ResourceError, match="the training of the soak did not resume"):
+                training.disturb(hit, seconds=1000.0)
+    finally:
+        training.close()
+
+
 def test_a_job_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('error: no room')")
     monkeypatch.setattr(processes, "_JOB", tmp_path / "train.py")
