@@ -46,9 +46,10 @@ class IndexClient:
         self._handles, self._rank, self._labels = handles, rank, labels
         self._config = handles.config
         self._closed = threading.Event()
-        self._calls = PatientCalls(
-            self._config.timeout_s, self._closed, self._warn_of_loss, self._warn_of_error
-        )
+        patience = (self._config.timeout_s, self._closed, self._warn_of_loss, self._warn_of_error)
+        self._calls = PatientCalls(*patience)
+        # What a coordinator answers does not end an incident of shards that are actors of their own.
+        self._holder_calls = PatientCalls(*patience) if len(handles.holders) > 1 else self._calls
         self._snapshots: dict[int, NeighborSnapshot] = {}
         self._newest = 0
         self._stale: Rows = _NO_ROWS
@@ -145,7 +146,7 @@ class IndexClient:
         parts = by_holder(rows, self._labels, len(self._handles.holders))
         wanted, before_step = self._stale_wanted(step)
         shares = [(wanted + place) // len(parts) for place in range(len(parts))]
-        acks: list[Ack] | None = self._calls.ask(
+        acks: list[Ack] | None = self._holder_calls.ask(
             lambda: [
                 self._handles.holders[holder].push.remote(
                     step, rows[part], embeddings[part], share, before_step

@@ -67,7 +67,7 @@ def meanwhile(act: Callable[[threading.Event], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(timeout=30)
+        thread.join(timeout=240)
         assert not thread.is_alive()
 
 

@@ -107,7 +107,7 @@ def push(one: IndexClient, step: int, rows: np.ndarray = ALL) -> None:
 
 def kill(actor: Any) -> None:
     """SIGKILL the process of an actor."""
-    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=30), signal.SIGKILL)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=240), signal.SIGKILL)
 
 
 def held_while(path: Path) -> type[NeighborIndexActor]:
@@ -221,6 +221,8 @@ def test_a_shard_that_was_killed_is_refilled_with_its_classes(tmp_path, caplog) 
         push(one, 3)
         until(lambda: one.newest() == 1)
         kill(handles.holders[1])
+        with pytest.raises(RayActorError):  # so that the client meets it dead
+            ray.get(handles.holders[1].__ray_call__.remote(lambda _: None), timeout=240)
         push(one, 13, np.flatnonzero(LABELS % 2 == 0))
         push(one, 14, np.flatnonzero(LABELS % 2 == 1))
         until(lambda: one.newest() == 2)
@@ -369,7 +371,7 @@ def test_a_sweep_embeds_everything_with_the_weights_it_was_given(shards, glyph_c
         stop_index(handles)
     for handle in handles.actors:
         with pytest.raises(RayActorError):
-            ray.get(handle.__ray_call__.remote(lambda _: None), timeout=30)
+            ray.get(handle.__ray_call__.remote(lambda _: None), timeout=240)
 
 
 def test_a_sweep_that_lost_a_worker_is_begun_anew_with_the_next_weights(

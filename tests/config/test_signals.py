@@ -53,7 +53,7 @@ with interruptible():
             for line in ("ready\n", "cleaning up\n"):
                 assert process.stdout.readline() == line
                 process.send_signal(number)
-            assert process.wait(timeout=30) == 128 + number
+            assert process.wait(timeout=240) == 128 + number
             assert process.stderr.read() == ""
         finally:
             process.kill()
@@ -78,7 +78,7 @@ def test_in_another_thread_nothing_is_changed() -> None:
 
     thread = threading.Thread(target=look)
     thread.start()
-    thread.join(timeout=30)
+    thread.join(timeout=240)
     assert seen == [before]
 
 
@@ -124,7 +124,7 @@ sys.exit(run_command("ingest", "a job", main, []))
             assert process.stdout.readline() == "ready\n"
             assert (tmp_path / "out.part").exists()
             process.send_signal(number)
-            output, errors = process.communicate(timeout=30)
+            output, errors = process.communicate(timeout=240)
         finally:
             process.kill()
     assert process.returncode == 128 + number

@@ -51,7 +51,7 @@ class Port(NamedTuple):
         metadata = [("authorization", f"Bearer {token}")] if token else []
         with grpc.insecure_channel(f"{self.ip}:{self.port}") as channel:
             try:
-                channel.unary_unary(method)(b"", timeout=30, metadata=metadata)
+                channel.unary_unary(method)(b"", timeout=240, metadata=metadata)
             except grpc.RpcError as error:
                 return str(error.code().name)
         return "OK"
@@ -63,7 +63,7 @@ class Port(NamedTuple):
         )
         request = urllib.request.Request(f"http://{self.ip}:{self.port}{path}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:
+            with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, answer.read(200)
         except urllib.error.HTTPError as error:
             return error.code, error.read(200)

@@ -75,7 +75,7 @@ class Head:
     def _request(self, path: str, method: str) -> bytes:
         headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(f"{self.dashboard}{path}", headers=headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=240) as answer:
             content: bytes = answer.read()
         return content
 
@@ -87,7 +87,7 @@ class Head:
         """Ask for the list of jobs; the HTTP status."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(f"{self.dashboard}/api/jobs/", headers=headers)
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=240) as answer:
             return answer.status
 
     def uploaded(self) -> set[str]:
@@ -245,7 +245,7 @@ def _stop(process: subprocess.Popen[bytes], temp_dir: Path) -> None:
     started = _processes_of(temp_dir)
     process.send_signal(signal.SIGINT)
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

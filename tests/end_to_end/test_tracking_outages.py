@@ -73,12 +73,12 @@ class LateServer:
         self.send(signal.SIGKILL)
         end(family)
         if self._process is not None:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=120)
         self._process = None
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, (self._folder / "log").read_text()[-3000:]
-        with suppress(OSError), urllib.request.urlopen(f"{self.address}/health", timeout=5) as response:
+        with suppress(OSError), urllib.request.urlopen(f"{self.address}/health", timeout=60) as response:
             return response.status == 200
         return False
 

@@ -441,11 +441,11 @@ def test_the_thread_ends_with_the_run(tmp_path) -> None:
     before = threading.active_count()
     run = create(tmp_path / "run", FakeServer())
     run.close()
-    run._delivery._thread.join(timeout=30)
+    run._delivery._thread.join(timeout=240)
     assert threading.active_count() <= before
     assert run.close() == 0, "at once, since nobody is there to be waited for"
     failed = create(tmp_path / "failed", FakeServer())
     with pytest.raises(ZeroDivisionError), failed.watch():
         raise ZeroDivisionError
-    failed._delivery._thread.join(timeout=30)
+    failed._delivery._thread.join(timeout=240)
     assert threading.active_count() <= before

@@ -82,7 +82,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             family = {process, *process.children(recursive=True)}
             server.terminate()
             end(family)
-        server.wait(timeout=10)
+        server.wait(timeout=60)
 
 
 def tracked_experiment(tracked: TrackedRun) -> str:
@@ -93,7 +93,7 @@ def tracked_experiment(tracked: TrackedRun) -> str:
 
 def answers(server: subprocess.Popen, address: str, log: Path) -> bool:
     assert server.poll() is None, log.read_text()[-3000:]
-    with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=5) as response:
+    with suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=60) as response:
         return response.status == 200
     return False
 
