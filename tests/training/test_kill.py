@@ -84,6 +84,7 @@ def test_killed_at_any_line_equals_never_killed(name: str, glyph_cache: Path, tm
         after = draw.randint(1, lines_in(count.lines, where) // 3)
         kills += train_forked(config, killed, tmp_path / "killed.jsonl", after, where)
     assert not train_forked(config, killed, tmp_path / "killed.jsonl")
+    print(f"{name}: killed {kills} times")
     assert kills >= 2
     assert_same_state(saved_state(killed, STEPS), saved_state(whole, STEPS))
     expected = journaled(tmp_path / "whole.jsonl")
