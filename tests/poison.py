@@ -31,7 +31,7 @@ class Poisoned:
         self._get, self._take, self._hold = worker.batches.get, worker.steps.take, worker.steps.hold
         worker.batches.get = self.get
         worker.steps.take = self.take
-        worker.embedder.register_forward_hook(self.embedded)
+        worker.embedder.head.register_forward_hook(self.embedded)
         worker.trained_parameters[0].register_hook(self.differentiated)
 
     def get(self, step: int) -> Batch:
@@ -48,11 +48,10 @@ class Poisoned:
         for part, state in zip(parts(self.worker), self.before, strict=True):
             part.load_state_dict(state)
 
-    def embedded(self, module: nn.Module, inputs: object, outputs: Any) -> Any:
+    def embedded(self, module: nn.Module, inputs: object, outputs: Tensor) -> Tensor:
         if self.poison != "embedding" or not module.training or not self.applies:
             return outputs
-        embeddings, logits = outputs
-        return embeddings.index_fill(0, torch.tensor([1]), torch.nan), logits
+        return outputs.index_fill(0, torch.tensor([1]), torch.nan)
 
     def differentiated(self, gradient: Tensor) -> Tensor:
         return gradient * torch.inf if self.poison == "gradient" and self.applies else gradient

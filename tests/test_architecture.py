@@ -44,6 +44,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("models.spec", "models.targets"),
         "errors",
     ),
+    "config.chunks": ("config", "models.spec", "errors"),
     "config.attributes": (
         *("config", "losses.build", "losses.attribute_classification", "losses.attribute_identity_hard"),
         "errors",

@@ -123,6 +123,8 @@ class TrainConfig:
     """Optimizer steps of the whole run."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """bfloat16: autocast of the trunk, with float32 weights, similarities and loss. float64: for equality tests."""
+    chunk_size: int | Literal["auto"] | None = None
+    """Images that a worker takes through the trunk at a time; null: its whole share; auto: what memory is free for."""
     log_every: int = 10
     """Steps between two transfers of the per-step measurements to the tracker (every step is logged)."""
     non_finite: Literal["stop", "skip"] = "stop"

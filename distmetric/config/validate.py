@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from distmetric.config.attributes import check_attributes
+from distmetric.config.chunks import check_chunks
 from distmetric.config.schema import Config, SamplerConfig, TrainerConfig
 from distmetric.errors import ConfigError
 from distmetric.evaluation.retrieval import measure_names
@@ -64,6 +65,7 @@ def validate(config: Config) -> None:
     _check_losses(config, sampler.classes_per_batch * sampler.samples_per_class)
     _check_neighbors(config)
     check_attributes(config)
+    check_chunks(config)
     if config.data.name == "glyphs" and config.model.channels != 1:
         raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
 

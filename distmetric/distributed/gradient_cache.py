@@ -19,14 +19,15 @@ class GradientCache:
     Args:
         encode: Part of the batch, a slice of its rows, -> (rows of the part, F), from parameters that want gradients.
         size: Rows B of the batch; 0 is one empty chunk.
-        chunk_size: Rows per chunk, the last one may be shorter.
-        module: What `encode` computes with; its buffers move in the second pass only, once per chunk.
+        chunk_size: Most rows of a chunk; there are as few chunks as that allows, as equal as possible.
+        module: What `encode` computes with; its buffers move once per chunk.
         device: Where it computes; the random state of that device and of the CPU is replayed.
 
     Attributes:
         rows: (B, F), a leaf that collects the gradient of what is computed from it.
 
     Cost: one more forward pass than without, about a third more time; B F values held, and one chunk's activations.
+    Where all rows are one chunk, its graph is kept, and nothing is computed twice.
 
     Corner cases: exact where a row does not depend on its chunk. Batch normalization in training mode makes it depend:
     its moments are those of a chunk, and running statistics move once per chunk.
@@ -44,11 +45,16 @@ class GradientCache:
     ) -> None:
         assert chunk_size >= 1, "a chunk has rows"
         self._encode, self._device = encode, device
-        starts = range(0, max(size, 1), chunk_size)
-        self._parts = [slice(start, min(start + chunk_size, size)) for start in starts]
+        chunks = max(1, -(-size // chunk_size))
+        self._parts = [slice(size * k // chunks, size * (k + 1) // chunks) for k in range(chunks)]
         self._states: list[tuple[Tensor, Tensor | None]] = []
+        self._whole: Tensor | None = None
+        if chunks == 1:
+            self._whole = encode(self._parts[0])
+            self.rows = self._whole.detach().requires_grad_()
+            return
         rows = []
-        with torch.no_grad(), _kept_buffers(module):
+        with torch.no_grad(), kept_buffers(module):
             for part in self._parts:
                 self._states.append(_random_state(device))
                 rows.append(encode(part))
@@ -59,15 +65,23 @@ class GradientCache:
         gradient = self.rows.grad
         if gradient is None:
             return
+        if self._whole is not None:
+            _pass_on(self._whole, gradient)
+            return
         for part, state in zip(self._parts, self._states, strict=True):
             with _replayed(state, self._device):
                 rows = self._encode(part)
-            if rows.requires_grad:
-                rows.backward(gradient[part])  # type: ignore[no-untyped-call]
+            _pass_on(rows, gradient[part])
+
+
+def _pass_on(rows: Tensor, gradient: Tensor) -> None:
+    if rows.requires_grad:
+        rows.backward(gradient)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _kept_buffers(module: nn.Module) -> Iterator[None]:
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Put buffers back after a block as they were before it."""
     kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         yield

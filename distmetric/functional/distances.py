@@ -36,12 +36,12 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def unit_length(embeddings: Tensor) -> Tensor:
-    """Scale rows (B, D) to length one in their own dtype; rows of zeros stay zeros and pass no gradient."""
+    """Scale rows (B, D) to length one in their own dtype; zeros stay zeros and pass no gradient, NaN stays NaN."""
     with torch.autocast(embeddings.device.type, enabled=False):
         norms = embeddings.norm(dim=1, keepdim=True)
         # Dividing by max(norm, eps) instead would give a zero row a gradient of 1/eps.
-        alive = norms > 1e-12
-        return torch.where(alive, embeddings / torch.where(alive, norms, 1), 0)
+        dead = norms <= 1e-12
+        return torch.where(dead, 0, embeddings / torch.where(dead, 1, norms))
 
 
 def row_blocks(num_rows: int, num_columns: int, like: Tensor) -> Iterator[slice]:

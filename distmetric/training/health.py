@@ -51,6 +51,10 @@ class Health:
             told.append((step, metrics | added.get(step, {}) | self._collapse.metrics()))
         return told
 
+    def tell(self, kind: str, step: int, message: str) -> None:
+        """Have a notice written the next time; see `Notices.add`. All ranks call it alike."""
+        self._found.append((kind, step, message))
+
     def write(self) -> None:
         """Write notices, and the batches of steps that were left out; rank 0 only."""
         self._non_finite.write()

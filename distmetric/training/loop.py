@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from distmetric.data.augment import augment
 from distmetric.distributed.gather import gather_batch
 from distmetric.distributed.parallel import average_gradients
 from distmetric.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
@@ -34,7 +33,7 @@ def train(worker: Worker) -> TrainResult:
     exchange one number: whether anybody was asked to stop.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
-    worker.model.train()
+    worker.embedder.train()
     worker.catch_up()
     for step in range(worker.step, config.train.steps):
         if worker.heed():
@@ -43,10 +42,10 @@ def train(worker: Worker) -> TrainResult:
             worker.plan(step)
         with clock("data"):
             batch = worker.batches.get(step)
-            images = augment(batch.images, config.augment, config.seed, step, batch.ids).to(worker.dtype)
+            images = worker.model.images(batch, step)
         worker.steps.hold()
-        with clock("forward"), worker.autocast():
-            embeddings, logits = worker.model(images, with_attributes=True)
+        with clock("forward"):
+            embeddings, logits = worker.model.forward(images)
         with clock("index"):
             worker.share(step, batch, embeddings)
         with clock("gather"):
@@ -59,8 +58,8 @@ def train(worker: Worker) -> TrainResult:
             loss, active = worker.criterion.joint(joint)
         with clock("backward"):
             worker.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            average_gradients(worker.criterion.parameters(), worker.replica)
+            worker.model.backward(loss)
+            average_gradients([*worker.model.not_averaged, *worker.criterion.parameters()], worker.replica)
         with clock("optimizer"):
             factor = learning_rate_factor(config.schedule, step, config.train.steps)
             set_learning_rate(worker.optimizer, factor)

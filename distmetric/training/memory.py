@@ -16,8 +16,8 @@ from distmetric.errors import ResourceError
 from distmetric.models.build import build_embedder
 
 LOWER = (
-    "resume with a lower data.memory_limit_gib, on more workers or on a machine with more memory, or start anew with a "
-    "lower sampler.classes_per_batch or model.image_size"
+    "resume with a lower data.memory_limit_gib, on more workers or on a machine with more memory, or start anew with "
+    "train.chunk_size=auto, or a lower sampler.classes_per_batch or model.image_size"
 )
 """What to do about a training that has run out of memory."""
 

@@ -75,10 +75,11 @@ class Monitor:
     Args:
         replica: Who this rank is.
         batch_size: Rows of the global batch.
+        chunk_size: Rows that a rank takes through the trunk at a time, where it does not take all at once.
     """
 
-    def __init__(self, replica: Replica, batch_size: int) -> None:
-        self._replica, self._batch_size = replica, batch_size
+    def __init__(self, replica: Replica, batch_size: int, chunk_size: int | None = None) -> None:
+        self._replica, self._batch_size, self._chunk_size = replica, batch_size, chunk_size
         self._rows: list[tuple[int, float, Tensor, StepTimes]] = []
         self._loss_metrics: tuple[str, ...] = ()
         self._clock = time.perf_counter()
@@ -142,4 +143,6 @@ class Monitor:
         metrics |= {f"time/{phase}": value for phase, value in zip(PHASES, values[len(names) :], strict=True)}
         metrics |= {"train/learning_rate": learning_rate, "train/samples_per_second": speed}
         metrics["train/world_size"] = float(self._replica.world_size)
+        if self._chunk_size is not None:
+            metrics["train/chunk_size"] = float(self._chunk_size)
         return {name: value for name, value in metrics.items() if math.isfinite(value)}

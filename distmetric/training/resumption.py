@@ -27,7 +27,7 @@ _OR_NEW = "resume with the run's own settings, or start a new run"
 # would be neither this run nor that.
 _KEPT = (
     *("seed", "data.train_split", "data.test_split", "augment.", "loss.", "miner.", "sampler.", "optim."),
-    *("schedule.", "train.precision"),
+    *("schedule.", "train.precision", "train.chunk_size"),
 )
 
 

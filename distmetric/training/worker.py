@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from distmetric import __version__
 from distmetric.config.schema import Config
 from distmetric.data.decode import ImageStore
 from distmetric.distributed.loss import DistributedLoss
-from distmetric.distributed.parallel import average_buffers, averaged_buffers, parallel, restore_buffers
+from distmetric.distributed.parallel import average_buffers, averaged_buffers, restore_buffers
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ConfigError, InputError
 from distmetric.index.config import InlineIndexConfig
@@ -40,6 +38,7 @@ from distmetric.training.finite_steps import FiniteSteps
 from distmetric.training.health import Health
 from distmetric.training.inline_index import InlineIndex
 from distmetric.training.ledger import Ledger
+from distmetric.training.model_pass import ModelPass
 from distmetric.training.monitor import Monitor
 from distmetric.training.optimizer import build_optimizer
 from distmetric.training.probe import HardnessProbe
@@ -109,7 +108,6 @@ class Worker:
             allow_custom_targets=config.allow_custom_targets,
         )
         self.embedder.to(device, self.dtype)
-        self.model = parallel(self.embedder, replica, device)
         miner = build_miner(config.miner, config.seed)
         self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
@@ -122,24 +120,21 @@ class Worker:
         # what watches and keeps
         self.tracker = tracker
         self.ledger = Ledger(device)
-        self.monitor = Monitor(replica, self.sampler.batch_size)
         self.store = best_store(config, run_dir)
         self.health = Health(config, run_dir, self.catalog, self.store, self.steps)
         self.rounds = self._rounds(run_dir, source)
         self.progress = progress or Progress("steps", config.train.steps)
         # where it stands
+        newest, best = newest_of(self.store, replica, device)
+        recorded = None if newest is None else newest.meta.get("chunks")
+        self.model = ModelPass(config, self.embedder, replica, device, recorded)
+        self.monitor = Monitor(replica, self.sampler.batch_size, self.model.chunk_size)
         self.step = 0
         self.wishes = Wishes(stop, replica)
         self._saved_step, self._evaluation_due = -1, False
         self._best = -1.0
         self._latest_metrics: dict[str, float] = {}
-        self._restore()
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision of the trunk; embeddings, similarities and loss stay in float32."""
-        if self.config.train.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        self._restore(newest, best)
 
     def plan(self, step: int) -> None:
         """Have the batches of this step and of the one after it planned."""
@@ -278,14 +273,14 @@ class Worker:
                 "config": masked(config_dict(self.config)),
                 "fingerprint": self.catalog.fingerprint,
                 "attribute_values": self.embedder.attribute_values,
+                "chunks": self.model.record(),
             },
         )
         if self.rounds is not None:
             self.rounds.prune(min(self.store.steps()[-self.store.keep_last :]))
 
-    def _restore(self) -> None:
+    def _restore(self, newest: Checkpoint | None, best: float) -> None:
         """Continue from the newest intact checkpoint of the run folder, the same one on every rank."""
-        newest, best = newest_of(self.store, self.replica, self.device)
         if newest is not None:
             check_same_run(self.config, newest, self.catalog.fingerprint)
             if newest.meta.get("attribute_values", {}) != self.embedder.attribute_values:
@@ -300,6 +295,8 @@ class Worker:
             self._best, self.step = best, newest.step
             self._saved_step, self._evaluation_due = self.step, newest.meta.get("evaluation_due", False)
             self.progress.start_at(self.step)
+        if self.model.notice:
+            self.health.tell("chunks", 0, self.model.notice)
         if self.step < self.config.train.steps:
             self._on_main(self.store.open)
 

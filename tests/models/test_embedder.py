@@ -82,6 +82,11 @@ def test_zero_rows_stay_zero_and_pass_no_gradient():
     assert rows.grad[1].isfinite().all()
 
 
+def test_rows_that_are_no_numbers_are_not_taken_for_rows_of_zeros():
+    unit = unit_length(torch.tensor([[torch.nan, 1.0], [torch.inf, 1.0], [3.0, 4.0]]))
+    assert unit.isfinite().all(1).tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize("trunk", [ConvTrunk(1, (8, 12), "group"), SmallResNet(1, (8, 12), (1, 2), "group")])
 def test_group_norm_does_not_see_the_rest_of_the_batch(trunk):
     model = Embedder(trunk.double(), "avg", 6, head="linear").double()

@@ -25,7 +25,7 @@ def test_the_parts_are_those_of_a_worker(glyph_cache, tmp_path) -> None:
         worker = Worker(config, str(tmp_path / "-".join(overrides)), ListTracker(), Replica(), CPU)
         assert need.images == worker.images.held_bytes > 0
         assert need.batches == 2 * worker.batches.get(0).images.numel()
-        worker.model(worker.batches.get(0).images.to(worker.dtype)).sum().backward()
+        worker.embedder(worker.batches.get(0).images.to(worker.dtype)).sum().backward()
         worker.optimizer.step()
         kept = [value for state in worker.optimizer.state.values() for value in state.values()]
         tensors = [value.nbytes for value in kept if hasattr(value, "nbytes") and value.ndim]
