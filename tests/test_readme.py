@@ -252,6 +252,9 @@ CHECKS: dict[str, Check] = {
     "python jobs/train.py 'trainer.num_workers=[1,2]' model.norm=sync_batch": checked_by(
         "tests/end_to_end/test_elastic.py::test_a_lost_machine_is_done_without_until_there_is_another"
     ),
+    "python jobs/train.py model.norm=group train.chunk_size=64 sampler.classes_per_batch=512": checked_by(
+        "tests/training/test_chunks.py::test_chunks_train_what_the_whole_batch_trains"
+    ),
     "python jobs/train.py resume=outputs/NAME": checked_by(
         "tests/end_to_end/test_tracking_outages.py::test_a_run_whose_server_is_not_there_is_whole_and_resume_delivers_it"
     ),
@@ -379,6 +382,7 @@ PYTHON: dict[str, Callable[[dict[str, Any]], object]] = {
     "survey_pairs": lambda names: names["survey"].calibration.far <= 1e-3,
     "load_exported": lambda names: names["embedder"].embedding_dim == 8,
     "load_model": lambda names: names["embeddings"].shape == (1, 8),
+    "GradientCache": lambda names: names["model"].weight.grad.abs().sum() > 0,
     "ClassBallIndex": lambda names: names["found"].ids.shape == (5, 10),
 }
 

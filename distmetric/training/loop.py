@@ -27,10 +27,10 @@ def train(worker: Worker) -> TrainResult:
 
     Ranks talk in five places of a step: the moments of norms over the joint batch (the head's, and all with
     norm=sync_batch), the gather of embeddings (backward: reduce-scatter) and of what is known of them, a few numbers of
-    the loss, DDP's mean of gradients, and, every `log_every` steps, the measurements; and where a sampler plans rounds
-    from the neighbor index, before each of them, to agree on the snapshot. Nobody waits for the index: `plan` takes the
-    snapshot that is there, `share` leaves embeddings for a thread to send. Only rank 0 writes. Before a step the hosts
-    exchange one number: whether anybody was asked to stop.
+    the loss, the mean of gradients (DDP's, or one after all chunks), and, every `log_every` steps, the measurements;
+    and where a sampler plans rounds from the neighbor index, before each of them, to agree on the snapshot. Nobody
+    waits for the index: `plan` takes the snapshot that is there, `share` leaves embeddings for a thread to send. Only
+    rank 0 writes. Before a step the hosts exchange one number: whether anybody was asked to stop.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.embedder.train()

@@ -77,6 +77,7 @@ def stretch(replica: Replica, config: Config, run_dir: Path, until: int) -> Outc
         pytest.param(("loss=cross_batch_memory", "loss.memory_size=60"), id="memory"),
         pytest.param(("loss=triplet", "miner=distance_weighted", "optim.clip_norm=0.5"), id="drawn_pairs"),
         pytest.param(("loss=triplet", *INLINE), id="hard_neighbors"),
+        pytest.param(("loss=triplet", "model.norm=group", "train.chunk_size=8"), id="chunks"),
     ],
 )
 def test_changing_workers_at_a_step_changes_nothing(
