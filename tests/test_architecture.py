@@ -40,7 +40,8 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("samplers.hard_neighbors", "index.config"),
     ),
     "config.validate": (
-        *("config", "evaluation.retrieval", "functional.dial", "losses.build", "samplers.hard_neighbors"),
+        *("config", "evaluation.retrieval", "functional.dial", "losses.build", "losses.class_loss"),
+        "samplers.hard_neighbors",
         *("models.spec", "models.targets"),
         "errors",
     ),

@@ -11,6 +11,7 @@ from distmetric.errors import ConfigError
 from distmetric.evaluation.retrieval import measure_names
 from distmetric.functional.dial import ends
 from distmetric.losses.build import CrossBatchMemoryConfig, nested_losses
+from distmetric.losses.class_loss import ClassLossConfig
 from distmetric.models.spec import CustomSpec
 from distmetric.models.targets import check_target
 from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
@@ -110,11 +111,26 @@ def _check_losses(config: Config, batch: int) -> None:
             raise ConfigError(
                 f"miner={config.miner.name} chooses pairs, and {key}.name={loss.name} looks at none: set miner=none"
             )
+        if isinstance(loss, ClassLossConfig) and loss.negatives == "hard":
+            _check_hard_negatives(config, key, loss.negative_sample_rate)
         if isinstance(loss, CrossBatchMemoryConfig) and loss.memory_size < batch:
             raise ConfigError(
                 f"{key}.memory_size={loss.memory_size} is too small for a batch of {batch} rows: "
                 f"set {key}.memory_size={batch} or more"
             )
+
+
+def _check_hard_negatives(config: Config, key: str, rate: float) -> None:
+    if rate == 1:
+        raise ConfigError(
+            f"{key}.negatives=hard chooses classes to compare with, and {key}.negative_sample_rate=1.0 takes all: "
+            f"set {key}.negative_sample_rate=0.1, or {key}.negatives=random"
+        )
+    if not isinstance(config.sampler, HardNeighborSamplerConfig):
+        raise ConfigError(
+            f"{key}.negatives=hard needs the neighbors of classes, which sampler={config.sampler.name} does without: "
+            f"set sampler=hard_neighbors, or {key}.negatives=random"
+        )
 
 
 def _check_neighbors(config: Config) -> None:

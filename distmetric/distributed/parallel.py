@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distmetric.distributed.gather import gather
 from distmetric.distributed.replica import Replica
+from distmetric.losses.class_shards import ShardedParameter
 
 # Buffers (running statistics) are averaged when they matter, in `average_buffers`, and not sent at every step; the
 # switch for that has been renamed in torch 2.13.
@@ -38,7 +39,7 @@ def average_gradients(parameters: Iterable[nn.Parameter], replica: Replica) -> N
     """Replace gradients by their mean over the ranks, for parameters that DDP does not look after.
 
     One all-reduce for all gradients of one type. Every rank must pass the same parameters; one without a gradient
-    counts as zeros.
+    counts as zeros. Of a sharded one every rank has its own rows: their gradient is divided by W, and nothing is sent.
     """
     if replica.world_size == 1:
         return
@@ -48,6 +49,9 @@ def average_gradients(parameters: Iterable[nn.Parameter], replica: Replica) -> N
             continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
+        if isinstance(parameter, ShardedParameter):
+            parameter.grad /= replica.world_size
+            continue
         kinds.setdefault(parameter.dtype, []).append(parameter.grad)
     for gradients in kinds.values():
         flat = replica.sum_(torch.cat([gradient.flatten() for gradient in gradients])) / replica.world_size

@@ -13,11 +13,11 @@ from distmetric.functional.checks import check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.class_loss import ClassLoss
+from distmetric.losses.class_loss import ClassLoss, ClassLossConfig
 
 
 @dataclass(kw_only=True, frozen=True)
-class ArcFaceLossConfig:
+class ArcFaceLossConfig(ClassLossConfig):
     """Settings of `ArcFaceLoss`."""
 
     name: Literal["arcface"] = "arcface"
@@ -34,6 +34,7 @@ class ArcFaceLossConfig:
         Raises:
             ValueError: If one is out of its range.
         """
+        super().__post_init__()
         _check(self.margin, self.scale)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distmetric.losses.arcface import ArcFaceLoss, ArcFaceLossConfig
 from distmetric.losses.attribute_classification import (
@@ -21,7 +24,7 @@ from distmetric.losses.attribute_identity_hard import (
 from distmetric.losses.base import MetricLoss
 from distmetric.losses.centroid_bound import CentroidBoundLoss, CentroidBoundLossConfig
 from distmetric.losses.circle import CircleLoss, CircleLossConfig
-from distmetric.losses.class_loss import ClassLoss
+from distmetric.losses.class_loss import ClassLoss, ClassLossConfig
 from distmetric.losses.contrastive import ContrastiveLoss, ContrastiveLossConfig
 from distmetric.losses.cosface import CosFaceLoss, CosFaceLossConfig
 from distmetric.losses.cross_batch_memory import CrossBatchMemory, check_memory
@@ -154,12 +157,18 @@ class LossContext:
         embedding_size: Length D of an embedding.
         seed: Key of whatever the loss draws.
         miner: Chooses pairs for a loss that compares with more than the batch, and hence has to mine on its own.
+        nearest_classes: Gives the nearest classes of each, (C, k), or None while nothing is known of them.
+        rank: Which share of the classes is this process's, where a loss is sharded.
+        world_size: How many shares there are.
     """
 
     class_counts: Sequence[int]
     embedding_size: int
     seed: int = 0
     miner: Miner | None = None
+    nearest_classes: Callable[[], NDArray[np.int32] | None] | None = None
+    rank: int = 0
+    world_size: int = 1
 
 
 def nested_losses(config: LossConfig, key: str = "loss") -> Iterator[tuple[str, LossConfig]]:
@@ -199,7 +208,7 @@ def _build(config: LossConfig, context: LossContext) -> MetricLoss:
             batch_weight=config.batch_weight,
         )
     if isinstance(config, CentroidBoundLossConfig):
-        return CentroidBoundLoss(
+        bound = CentroidBoundLoss(
             len(context.class_counts),
             context.embedding_size,
             config.placement,
@@ -208,10 +217,35 @@ def _build(config: LossConfig, context: LossContext) -> MetricLoss:
             normalize_embeddings=False,
             reduction=config.reduction,
         )
-    settings = {field.name: getattr(config, field.name) for field in fields(config) if field.name != "name"}
-    loss_class = _CLASSES[type(config)]
-    if issubclass(loss_class, ClassLoss):
-        settings |= {"num_classes": len(context.class_counts), "embedding_size": context.embedding_size}
-    elif "normalize_embeddings" in inspect.signature(loss_class).parameters:
+        if config.sharded:
+            bound.shard(context.rank, context.world_size)
+        return bound
+    if isinstance(config, ClassLossConfig):
+        return _build_class_loss(config, context)
+    loss_class, settings = _CLASSES[type(config)], _settings(config)
+    if "normalize_embeddings" in inspect.signature(loss_class).parameters:
         settings |= {"normalize_embeddings": False}
     return loss_class(**settings)
+
+
+def _build_class_loss(config: LossConfig, context: LossContext) -> ClassLoss:
+    assert isinstance(config, ClassLossConfig)
+    shared = {field.name for field in fields(ClassLossConfig)}
+    settings = {name: value for name, value in _settings(config).items() if name not in shared}
+    sizes: dict[str, Any] = {
+        "num_classes": len(context.class_counts),
+        "embedding_size": context.embedding_size,
+    }
+    # Of a sharded loss nobody makes all the vectors.
+    with torch.device("meta") if config.sharded else nullcontext():
+        loss = _CLASSES[type(config)](**sizes, **settings)
+    assert isinstance(loss, ClassLoss)
+    if config.sharded:
+        loss.shard(context.rank, context.world_size)
+    nearest = context.nearest_classes if config.negatives == "hard" else None
+    loss.sample_negatives(config.negative_sample_rate, nearest)
+    return loss
+
+
+def _settings(config: LossConfig) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name != "name"}

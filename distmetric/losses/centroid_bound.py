@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,8 +14,9 @@ from distmetric.functional.centroids import Placement, place_centroids
 from distmetric.functional.distances import paired_distances
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock
-from distmetric.functional.row_sums import Row, sum_rows
+from distmetric.functional.row_sums import Row, RowSums, sum_rows
 from distmetric.losses.base import LossTerm, MetricLoss, Reduction, check_classes
+from distmetric.losses.class_shards import ClassSharded
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -29,9 +31,11 @@ class CentroidBoundLossConfig:
     """Weights that keep the bound exact for classes of different sizes, if images are drawn evenly and not by class."""
     reduction: Reduction = "mean"
     """Mean over images (mean; nonzero_mean is the same), or sum."""
+    sharded: bool = False
+    """Each worker holds the centroids of its share of the classes instead of all of them."""
 
 
-class CentroidBoundLoss(MetricLoss):
+class CentroidBoundLoss(ClassSharded, MetricLoss):
     """Upper bound on the sum of all triplets, against one fixed centroid per class: linear in images and classes.
 
     Formula, with n_y images in class y and c_1 .. c_C the centroids:
@@ -56,13 +60,15 @@ class CentroidBoundLoss(MetricLoss):
         reduction: Over anchors.
 
     Attributes:
-        centroids: (C, D) buffer, saved with the loss and never trained.
+        centroids: (C, D) buffer, saved with the loss and never trained. After `shard` the rows of this rank's classes
+            only.
+        own_classes: The classes whose centroids are here; all of them unless sharded.
 
     Raises:
         ValueError: If there are fewer than 2 classes, more than the placement has room for, or shapes do not fit.
 
-    Cost: 2 B C D in one pass; memory O((B + C) D) beside three blocks. Centroids are placed once, see
-    `place_centroids`.
+    Cost: 2 B C D in one pass; memory O((B + C) D) beside three blocks. Sharded: N and C / W in place of B and C, which
+    is the same work. Centroids are placed once, see `place_centroids`: all of them, also where a few are kept.
 
     Corner cases: L has its minimum -1 / (3 (C - 1)) sum_m |c_y - c_m|, -0.471405 for one_hot, where all images sit at
     their centroids, which are distinct: collapsing does not pay. On the way there the gradient of an anchor's term has
@@ -77,6 +83,7 @@ class CentroidBoundLoss(MetricLoss):
     """
 
     over_pairs = False
+    row_names = ("centroids",)
     centroids: Tensor
     _pull: Tensor
     _push: Tensor
@@ -108,12 +115,26 @@ class CentroidBoundLoss(MetricLoss):
             self.placement = "given"
         self.num_classes = num_classes
         self.embedding_size = embedding_size
+        self.own_classes = range(num_classes)
         self.register_buffer("centroids", centroids.detach().clone())
         weights = _balanced_weights(num_classes)
         if class_counts is not None:
             weights = _weights(class_counts, num_classes)
         for name, weight in zip(("_pull", "_push", "_share"), weights, strict=True):
             self.register_buffer(name, weight.to(self.centroids.device), persistent=False)
+
+    def shard(self, rank: int, world_size: int) -> None:
+        """Keep the centroids and weights of this rank's share of the classes, and drop the others.
+
+        Loss and gradients stay what they are without: every rank compares the joint batch with its centroids.
+
+        Raises:
+            ValueError: If there are fewer classes than ranks.
+        """
+        self._take_share(rank, world_size)
+        own = slice(self.own_classes.start, self.own_classes.stop)
+        for name in ("centroids", "_pull", "_push", "_share"):
+            setattr(self, name, self.get_buffer(name)[own].clone())
 
     def parts(self, batch: JointBatch) -> list[LossTerm]:
         """See `MetricLoss.parts`.
@@ -130,23 +151,36 @@ class CentroidBoundLoss(MetricLoss):
     def terms(self, batch: JointBatch) -> list[LossTerm]:
         """See `MetricLoss.terms`; one term per anchor."""
         centroids = self.centroids.to(batch.anchors.dtype)
-        classes = torch.arange(self.num_classes, device=centroids.device)
-        against = JointBatch(batch.anchors, batch.labels, centroids, classes, None)
-        pushes = sum_rows(against, self.distance, self._pushes)
+        rows, labels = batch.anchors, batch.labels
+        if not self.has_all_classes:
+            rows, labels = batch.columns, batch.column_labels
+        places = labels - self.own_classes.start
+        here = (places >= 0) & (places < len(centroids))
+        nearest = places.clamp(0, len(centroids) - 1)
+        push = torch.where(here, self._push[nearest], 0.0)
+        if not self.has_all_classes:
+            assert batch.sum_ranks is not None
+            push = batch.sum_ranks(push)
+        against = JointBatch(rows, places, centroids, torch.arange(len(centroids), device=rows.device), None)
+        pushes = sum_rows(against, self.distance, partial(self._pushes, push))
         # By differences: a product rounds, and the direction to a centroid that is all but reached would be lost.
-        near = paired_distances(batch.anchors, centroids[batch.labels], self.distance)
-        pull = (near * self._pull.to(near.dtype)[batch.labels]).sum()
-        return [self.reduced(pushes._replace(total=pushes.total + pull))]
+        near = paired_distances(rows, centroids[nearest], self.distance)
+        pull = torch.where(here, near * self._pull.to(near.dtype)[nearest], 0.0).sum()
+        number = torch.full((), len(batch.anchors), dtype=torch.float64, device=rows.device)
+        return [self.reduced(RowSums(pushes.total + pull, number, number))]
 
-    def _pushes(self, block: PairBlock) -> Row:
-        # Columns are sorted by label: the centroid of class m is column m.
-        own = (block.first + block.band.start)[:, None]
-        push, share = (weight.to(block.distances.dtype) for weight in (self._push, self._share))
+    def _pushes(self, pushes: Tensor, block: PairBlock) -> Row:
+        # Columns are sorted by label: the centroid of the m-th class that is here is column m.
+        own = (block.first + block.band.start).clamp_max(len(self._share) - 1)[:, None]
+        is_here = block.num_same[:, None] > 0
+        push, share = (weight.to(block.distances.dtype) for weight in (pushes[block.rows], self._share))
         with torch.autocast(share.device.type, enabled=False):
-            far = torch.mv(block.distances, share)[:, None] - block.distances.gather(1, own) * share[own]
+            nearest = torch.where(is_here, block.distances.gather(1, own) * share[own], 0.0)
+            far = torch.mv(block.distances, share)[:, None] - nearest
         if block.gradient is not None:
-            torch.mul(-push[own], share, out=block.gradient).scatter_(1, own, 0.0)
-        values = (-push[own] * far)[:, 0]
+            gradient = torch.mul(-push[:, None], share, out=block.gradient)
+            gradient.scatter_(1, own, torch.where(is_here, 0.0, gradient.gather(1, own)))
+        values = -push * far[:, 0]
         one_each = torch.ones_like(values)
         return Row(values, one_each, one_each)
 

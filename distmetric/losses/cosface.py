@@ -9,11 +9,11 @@ from distmetric.functional.checks import check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.class_loss import ClassLoss
+from distmetric.losses.class_loss import ClassLoss, ClassLossConfig
 
 
 @dataclass(kw_only=True, frozen=True)
-class CosFaceLossConfig:
+class CosFaceLossConfig(ClassLossConfig):
     """Settings of `CosFaceLoss`."""
 
     name: Literal["cosface"] = "cosface"
@@ -30,6 +30,7 @@ class CosFaceLossConfig:
         Raises:
             ValueError: If it is not above 0.
         """
+        super().__post_init__()
         check_positive(scale=self.scale)
 
 

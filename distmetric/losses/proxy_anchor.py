@@ -14,11 +14,12 @@ from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, sum_rows
 from distmetric.functional.tuple_weights import column_weights
 from distmetric.losses.base import ACTIVE_ABOVE, LossTerm
-from distmetric.losses.class_loss import ClassLoss, class_shard
+from distmetric.losses.class_loss import ClassLoss, ClassLossConfig
+from distmetric.losses.class_shards import class_shard
 
 
 @dataclass(kw_only=True, frozen=True)
-class ProxyAnchorLossConfig:
+class ProxyAnchorLossConfig(ClassLossConfig):
     """Settings of `ProxyAnchorLoss`."""
 
     name: Literal["proxy_anchor"] = "proxy_anchor"
@@ -33,6 +34,7 @@ class ProxyAnchorLossConfig:
         Raises:
             ValueError: If it is not above 0.
         """
+        super().__post_init__()
         check_positive(alpha=self.alpha)
 
 
@@ -57,7 +59,8 @@ class ProxyAnchorLoss(ClassLoss):
 
     Cost: 3 C N D / W and two exponentials per entry in one pass; memory O((C / W + N) D) beside three blocks.
 
-    Corner cases: the proxy of a class that is not in the batch is only pushed. Without any embedding the loss is 0.
+    Corner cases: where negatives are sampled, P are the proxies that were kept. The proxy of a class that is not in the
+    batch is only pushed. Without any embedding the loss is 0.
 
     Source: Kim, Kim, Cho, Kwak, "Proxy Anchor Loss for Deep Metric Learning", CVPR 2020, arXiv 2003.13911.
     """
@@ -72,24 +75,28 @@ class ProxyAnchorLoss(ClassLoss):
 
     def terms(self, batch: JointBatch) -> list[LossTerm]:
         """See `MetricLoss.terms`; a term per proxy of this rank, divided at once since every rank knows by what."""
-        own = class_shard(self.num_classes, batch.rank, batch.world_size)
         vectors = self.unit_vectors(batch)
-        if not self.is_sharded:
-            vectors = vectors[own.start : own.stop]
+        own = range(vectors.number)
+        number = torch.full((), vectors.number, dtype=torch.float64, device=vectors.rows.device)
+        if self.has_all_classes:
+            own = class_shard(vectors.number, batch.rank, batch.world_size)
+        else:
+            assert batch.sum_ranks is not None
+            number = batch.sum_ranks(number)
         labels = torch.arange(own.start, own.stop, device=batch.labels.device)
-        proxies = JointBatch(vectors, labels, batch.columns, batch.column_labels, None)
+        rows = vectors.rows[own.start : own.stop]
+        proxies = JointBatch(rows, labels, batch.columns, vectors.labels, None)
         offsets = None if batch.tuples is None else column_weights(batch) - 1
         present = len(torch.unique(batch.column_labels))
 
         def proxy_rows(block: PairBlock) -> Row:
             given = None if offsets is None else offsets[block.columns]
-            return self._proxy_rows(block, given, 1 / max(1, present))
+            return self._proxy_rows(block, given, 1 / max(1, present), 1 / number)
 
-        total, number, active = sum_rows(proxies, self.distance, proxy_rows)
-        return [LossTerm(total, None, number, active)]
+        total, count, active = sum_rows(proxies, self.distance, proxy_rows)
+        return [LossTerm(total, None, count, active)]
 
-    def _proxy_rows(self, block: PairBlock, offsets: Tensor | None, pull: float) -> Row:
-        push = 1 / self.num_classes
+    def _proxy_rows(self, block: PairBlock, offsets: Tensor | None, pull: float, push: Tensor) -> Row:
         # -alpha (s - m) in the band and alpha (s + m) everywhere, with s = 1 - d.
         near = (block.distances[:, block.band] + (self.margin - 1)).mul_(self.alpha)
         far = torch.mul(block.distances, -self.alpha, out=block.scratch).add_(self.alpha * (1 + self.margin))

@@ -9,11 +9,11 @@ from distmetric.functional.checks import check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.class_loss import ClassLoss
+from distmetric.losses.class_loss import ClassLoss, ClassLossConfig
 
 
 @dataclass(kw_only=True, frozen=True)
-class ProxyNCALossConfig:
+class ProxyNCALossConfig(ClassLossConfig):
     """Settings of `ProxyNCALoss`."""
 
     name: Literal["proxy_nca"] = "proxy_nca"
@@ -28,6 +28,7 @@ class ProxyNCALossConfig:
         Raises:
             ValueError: If it is not above 0.
         """
+        super().__post_init__()
         check_positive(softmax_scale=self.softmax_scale)
 
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from distmetric.functional.checks import check_choice, check_positive
 from distmetric.functional.class_rows import ClassScores
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
 from distmetric.losses.base import LossTerm, Reduction
-from distmetric.losses.class_loss import ClassLoss, class_shard
+from distmetric.losses.class_loss import ClassLoss, ClassLossConfig, ClassVectors
+from distmetric.losses.class_shards import class_shard
 
 Assignment = Literal["soft", "hard"]
 
 
 @dataclass(kw_only=True, frozen=True)
-class SoftTripleLossConfig:
+class SoftTripleLossConfig(ClassLossConfig):
     """Settings of `SoftTripleLoss`."""
 
     name: Literal["soft_triple"] = "soft_triple"
@@ -45,6 +45,7 @@ class SoftTripleLossConfig:
         Raises:
             ValueError: If one is out of its range.
         """
+        super().__post_init__()
         _check(self.centers_per_class, self.la, self.gamma, self.tau)
 
 
@@ -83,7 +84,8 @@ class SoftTripleLoss(ClassLoss):
 
     Corner cases: centers that coincide have a gradient of 0 in R, whose value is exact there too (the authors' code
     adds 1e-5 under the root); those of a class that tie for the maximum share its gradient. A single class has a first
-    part of 0. A center far from an anchor of its own class, s < S - gamma, is pushed away from it.
+    part of 0. A center far from an anchor of its own class, s < S - gamma, is pushed away from it. Where negatives are
+    sampled, R is a mean over the classes that were kept.
 
     Source: Qian, Shang, Sun, Hu, Li, Jin, "SoftTriple Loss: Deep Metric Learning Without Triplet Sampling", ICCV 2019,
     arXiv 1909.05235.
@@ -122,20 +124,21 @@ class SoftTripleLoss(ClassLoss):
         entropy = self.cross_entropy(batch, centers, scores, self.la * (own - self.margin))
         if self.tau == 0 or self.centers_per_class == 1:
             return [entropy]
-        nothing = torch.zeros((), device=centers.device)
-        spread = self._spread(centers, batch.rank, batch.world_size)
-        return [entropy, LossTerm(spread, None, nothing, nothing, weight=self.tau)]
+        return [entropy, self._spread(centers, batch)]
 
-    def _spread(self, centers: Tensor, rank: int, world_size: int) -> Tensor:
-        """What the classes of one rank add to R."""
-        k, device = self.centers_per_class, centers.device
-        own = class_shard(self.num_classes, rank, world_size)
-        first = own.start if self.is_sharded else 0
-        starts = torch.arange(own.start - first, own.stop - first, device=device)[:, None] * k
+    def _spread(self, centers: ClassVectors, batch: JointBatch) -> LossTerm:
+        """R, a mean over classes, of which this rank adds those that it looks after."""
+        k, device = self.centers_per_class, centers.rows.device
+        own = range(centers.number)
+        if self.has_all_classes:
+            own = class_shard(centers.number, batch.rank, batch.world_size)
+        starts = torch.arange(own.start, own.stop, device=device)[:, None] * k
         one, other = torch.triu_indices(k, k, 1, device=device)
-        classes = JointBatch(centers, starts, centers, starts, None)
+        classes = JointBatch(centers.rows, starts, centers.rows, starts, None)
         lengths = listed_distances(classes, (starts + one).flatten(), (starts + other).flatten(), "euclidean")
-        return lengths.sum() / (self.num_classes * k * (k - 1))
+        nothing = torch.zeros((), device=device)
+        number = torch.full((), len(own), device=device)
+        return LossTerm(lengths.sum() / (k * (k - 1)), number, nothing, nothing, weight=self.tau)
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""

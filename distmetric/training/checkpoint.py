@@ -1,7 +1,8 @@
 """Checkpoints of a run on any filesystem: complete or not there, verified when read, no pickle.
 
 A checkpoint is a folder `step_00000200`: `model.pt` and `training.pt` (tensors in plain containers, read with
-weights_only), `meta.json`, and last of all `manifest.json` with the SHA-256 of the others and of itself. Without a
+weights_only), `meta.json`, and last of all `manifest.json` with the SHA-256 of the others and of itself. What a
+sharded loss has for its classes is in files of its own, `classes_0_5000.<digest>.pt`, which the ranks write. Without a
 manifest that fits, a folder is no checkpoint; so nothing depends on an atomic rename of folders, which object stores do
 not have, and of a checkpoint that is deleted the manifest goes first.
 """
@@ -32,6 +33,7 @@ from distmetric.training.checkpoint_folder import (
     IncompleteCheckpointError,
     OtherFormatError,
     StoredFile,
+    digest_named,
     read_checkpoint,
     read_manifest,
     read_meta,
@@ -46,8 +48,9 @@ log = logging.getLogger(__name__)
 class CheckpointStore:
     """The checkpoints of one run, newest and best kept.
 
-    One process writes; others may read at the same time. A process may be killed and a machine lose its power at any
-    moment: what `save` has returned from is there, and what it has not is not taken for a checkpoint.
+    One process writes; others may read at the same time, and write parts between its `start` and its `save`. A process
+    may be killed and a machine lose its power at any moment: what `save` has returned from is there, and what it has
+    not is not taken for a checkpoint.
 
     Args:
         location: Folder of the checkpoints, a path or URI that every worker can read.
@@ -78,8 +81,51 @@ class CheckpointStore:
             ) from None
         self._opened = True
 
-    def save(self, step: int, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Checkpoint:
+    def start(self, step: int) -> None:
+        """Make room for a checkpoint whose parts are written before it is saved.
+
+        Raises:
+            ResourceError: If the store cannot be written.
+        """
+        try:
+            self._room_for(step)
+            make_folder(*open_location(self._folder(step)))
+        except OSError as error:
+            raise self._unwritable(step, error) from None
+
+    def write_part(self, step: int, name: str, tensors: Any) -> StoredFile:
+        """Write a part of a checkpoint that has been started, in any process; `save` makes it one.
+
+        Raises:
+            ResourceError: If the store cannot be written.
+        """
+        data = _tensor_bytes(tensors)
+        file = digest_named(f"{name}.pt", hashlib.sha256(data).hexdigest())
+        try:
+            _put(*open_location(f"{self._folder(step)}/{file.name}"), data)
+        except OSError as error:
+            raise self._unwritable(step, error) from None
+        return file
+
+    def abandon(self, step: int) -> None:
+        """Take away the parts of a checkpoint that will not be saved."""
+        with suppress(OSError):
+            self._tidy(step)
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        parts: Mapping[str, StoredFile] | None = None,
+    ) -> Checkpoint:
         """Write a checkpoint, then drop those that the policy no longer keeps.
+
+        Args:
+            step: Optimizer steps done.
+            tensors: By name, what is made of tensors in plain containers.
+            meta: What can be read without them.
+            parts: Files of a checkpoint that was started and that are there already, by what they hold.
 
         Raises:
             ResourceError: If the store cannot be written; older checkpoints are untouched.
@@ -90,24 +136,19 @@ class CheckpointStore:
         contents[META] = json.dumps(meta, indent=1).encode()
         filesystem, path = open_location(location)
         try:
-            taken = {file.name: file.digest for file in self._room_for(step).values()}
+            taken = {file.name: file.digest for file in self._room_for(step, bool(parts)).values()}
             files = {what: _stored_file(what, data, taken) for what, data in contents.items()}
+            own = [file.name for file in files.values()]
+            files |= parts or {}
             digests = {file.name: file.digest for file in files.values()}
             manifest = sealed({"format": FORMAT, "version": meta.get("version"), "files": digests})
             make_folder(filesystem, path)
-            for name, data in [*zip(digests, contents.values(), strict=True), (MANIFEST, manifest)]:
-                with (
-                    put_in_place(filesystem, f"{path}/{name}") as target,
-                    filesystem.open_output_stream(target) as stream,
-                ):
-                    stream.write(data)
+            for name, data in [*zip(own, contents.values(), strict=True), (MANIFEST, manifest)]:
+                _put(filesystem, f"{path}/{name}", data)
         except OSError as error:
             with suppress(OSError):  # half a checkpoint takes space that may be what is missing
                 self._tidy(step)
-            raise ResourceError(
-                f"checkpoint {location} cannot be written ({reason(error)}): "
-                "older checkpoints are untouched; free space or fix access, then resume the run"
-            ) from None
+            raise self._unwritable(step, error) from None
         with suppress(OSError):
             self._tidy(step)
         self._prune(step)
@@ -137,13 +178,13 @@ class CheckpointStore:
             raise InputError(_none_left(self.location, refused))
         return None
 
-    def at(self, step: int) -> Checkpoint:
-        """The checkpoint of a step.
+    def at(self, step: int, *, with_parts: bool = True) -> Checkpoint:
+        """The checkpoint of a step, verified as `read_checkpoint` does.
 
         Raises:
             InputError: If it is not there, or damaged.
         """
-        found = read_checkpoint(self._folder(step))
+        found = read_checkpoint(self._folder(step), with_parts=with_parts)
         if found.step != step:
             raise InputError(f"{found.location} holds step {found.step}: it was renamed, take it away")
         return found
@@ -198,8 +239,14 @@ class CheckpointStore:
         value = (meta["metrics"] or {}).get(self.best_metric)
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
-    def _room_for(self, step: int) -> Mapping[str, StoredFile]:
-        """Delete what interrupted saves have left, and a damaged checkpoint of this step.
+    def _unwritable(self, step: int, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"checkpoint {self._folder(step)} cannot be written ({reason(error)}): "
+            "older checkpoints are untouched; free space or fix access, then resume the run"
+        )
+
+    def _room_for(self, step: int, is_started: bool = False) -> Mapping[str, StoredFile]:
+        """Delete what interrupted saves have left, and a damaged checkpoint of this step; not what has been started.
 
         Returns:
             The files of a checkpoint of this step that is there; it stays until the new one is complete.
@@ -212,6 +259,8 @@ class CheckpointStore:
             try:
                 files = read_manifest(self._folder(known))
             except InputError as error:
+                if known == step and is_started:
+                    continue
                 if known == step or isinstance(error, IncompleteCheckpointError):
                     self._drop(known)
             else:
@@ -306,6 +355,14 @@ def _none_left(location: str, refused: Sequence[InputError]) -> str:
         f"none of the {len(refused)} checkpoints in {location} can be used ({which}), and the run does not begin again "
         "by itself: bring one back from a copy, or start a new run with another name"
     )
+
+
+def _put(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    with (
+        put_in_place(filesystem, path) as target,
+        filesystem.open_output_stream(target) as stream,
+    ):
+        stream.write(data)
 
 
 def _stored_file(what: str, data: bytes, taken: Mapping[str, str]) -> StoredFile:

@@ -17,6 +17,8 @@ from distmetric.locations import open_location, reason, unsealed
 
 FORMAT = 1
 MANIFEST, META = "manifest.json", "meta.json"
+PART = "classes_"
+"""What the names of files begin with that hold what a sharded loss has for some of its classes."""
 INSTEAD = "use an older checkpoint of the run"
 _DIGITS = 12
 
@@ -86,8 +88,12 @@ class Checkpoint:
             ) from None
 
 
-def read_checkpoint(location: str) -> Checkpoint:
+def read_checkpoint(location: str, *, with_parts: bool = True) -> Checkpoint:
     """Open one checkpoint folder and verify every file in it.
+
+    Args:
+        location: The folder.
+        with_parts: Whether to verify parts of single classes as well; otherwise that is left to who reads one.
 
     Raises:
         InputError: If it is not there, incomplete, damaged, or of another format; the message says which.
@@ -96,6 +102,8 @@ def read_checkpoint(location: str) -> Checkpoint:
     """
     files = read_manifest(location)
     for what, file in files.items():
+        if what.startswith(PART) and not with_parts:
+            continue
         data = _intact(location, file)
         if what == META:
             meta = _meta_of(data, location)
@@ -149,6 +157,12 @@ def stored_name(what: str, digest: str, taken: Mapping[str, str]) -> str:
     """
     stem, _, kind = what.partition(".")
     return what if taken.get(what, digest) == digest else f"{stem}.{digest[:_DIGITS]}.{kind}"
+
+
+def digest_named(what: str, digest: str) -> StoredFile:
+    """A file whose name tells its content from any other's, so that nobody who writes it overwrites another's."""
+    stem, _, kind = what.partition(".")
+    return StoredFile(f"{stem}.{digest[:_DIGITS]}.{kind}", digest)
 
 
 def _stored_files(digests: Mapping[str, Any]) -> dict[str, StoredFile]:

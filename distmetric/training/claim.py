@@ -128,6 +128,20 @@ class RunWriter:
         if self._replica.broadcast(failure is not None, self._device):
             raise failure or ResourceError("rank 0 could not write into the run's folder")
 
+    def everywhere(self, write: Callable[[], None]) -> None:
+        """Have every rank write something of its own; all ranks call it, and where one cannot, all of them stop.
+
+        Raises:
+            UserError: On all ranks, if one of them met one.
+        """
+        failure: UserError | None = None
+        try:
+            write()
+        except UserError as error:
+            failure = error
+        if not self._replica.min(failure is None, self._device):
+            raise failure or ResourceError("another rank could not write into the run's folder")
+
     def check(self) -> None:
         """See, on rank 0, that the run is still its own; raises as `Claim.check`."""
         if self._claim is not None:

@@ -64,7 +64,7 @@ def train(worker: Worker) -> TrainResult:
             factor = learning_rate_factor(config.schedule, step, config.train.steps)
             set_learning_rate(worker.optimizer, factor)
             rate = config.optim.lr * factor
-            norm = clip_gradients(worker.trained_parameters, config.optim.clip_norm)
+            norm = clip_gradients(worker.trained_parameters, config.optim.clip_norm, worker.replica)
             worker.steps.take(step, joint, loss, norm, rate)
         worker.monitor.observe(
             step, joint, loss, active, norm, rate, clock.close_step(), worker.criterion.metrics()

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from distmetric.config.schema import AdamWConfig, OptimConfig, ScheduleConfig
+from distmetric.distributed.replica import Replica
+from distmetric.losses.class_shards import ShardedParameter
 
 
 def build_optimizer(config: OptimConfig, model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
@@ -89,6 +91,23 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group["peak_lr"] * factor
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], clip_norm: float | None) -> torch.Tensor:
-    """Scale gradients to at most `clip_norm` (None: leave them) and return their norm before."""
-    return torch.nn.utils.clip_grad_norm_(parameters, math.inf if clip_norm is None else clip_norm)
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], clip_norm: float | None, replica: Replica | None = None
+) -> torch.Tensor:
+    """Scale gradients to at most `clip_norm` (None: leave them) and return their norm before.
+
+    The norm is that of one process, and equal on all ranks: of sharded parameters it counts the rows of all ranks,
+    which takes a collective of one number.
+    """
+    trained, limit = list(parameters), math.inf if clip_norm is None else clip_norm
+    sharded = [parameter for parameter in trained if isinstance(parameter, ShardedParameter)]
+    if not sharded or replica is None or replica.world_size == 1:
+        return torch.nn.utils.clip_grad_norm_(trained, limit)
+    whole = [parameter for parameter in trained if not isinstance(parameter, ShardedParameter)]
+    of_shards, of_whole = (
+        torch.nn.utils.get_total_norm([part.grad for part in parts if part.grad is not None])
+        for parts in (sharded, whole)
+    )
+    norm = (of_whole.double() ** 2 + replica.sum_(of_shards.double() ** 2)).sqrt().to(of_shards.dtype)
+    torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    return norm

@@ -17,6 +17,7 @@ from distmetric.errors import InputError, UserError
 from distmetric.secrets import is_masked
 from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.checkpoint_folder import Checkpoint
+from distmetric.training.class_parts import whole_state
 from distmetric.training.optimizer import load_optimizer
 from distmetric.training.run_folder import read_run
 from distmetric.training.saved_model import config_of, load_model
@@ -140,7 +141,7 @@ def newest_of(
     score = replica.broadcast(score, device)
     if found is None:
         try:
-            found = store.at(int(chosen))
+            found = store.at(int(chosen), with_parts=False)
         except UserError as error:
             failure = error
     if not replica.min(found is not None, device):
@@ -167,7 +168,12 @@ def load_state(
     """
     load_model(model, checkpoint)
     state = checkpoint.tensors("training")
+
+    def complete(_: Any) -> None:
+        state.update(whole_state(state, checkpoint, loss, optimizer))
+
     for name, load in (
+        ("loss", complete),
         ("loss", loss.load_state_dict),
         ("optimizer", partial(load_optimizer, optimizer)),
         ("sampler", sampler.load_state_dict),
@@ -188,6 +194,8 @@ def load_state(
 def _difference(here: Mapping[str, Any], there: Mapping[str, Any], keys: tuple[str, ...]) -> str:
     """A setting that differs, in words, and of those that do one that brings others with it; empty where none does."""
     for key in sorted(here.keys() | there.keys(), key=lambda key: (not key.endswith(".name"), key)):
+        if key.endswith(".sharded"):
+            continue  # how it is stored, and not what
         if key.startswith(keys) and here.get(key) != there.get(key) and not is_masked(there.get(key)):
             return f"{key}={here.get(key)} here and {there.get(key)} there"
     return ""

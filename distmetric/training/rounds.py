@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.distributed.replica import Replica
@@ -72,6 +73,11 @@ class Rounds:
     def version(self) -> int:
         """Version of the snapshot in use; 0 before the first."""
         return 0 if self._snapshot is None else self._snapshot.version
+
+    @property
+    def nearest_classes(self) -> NDArray[np.int32] | None:
+        """(C, k) nearest classes of each, as of the snapshot in use; None before the first."""
+        return None if self._snapshot is None else self._snapshot.class_neighbors
 
     def prepare(self, step: int) -> None:
         """Have the rounds of `step` and of the one after it begun; all ranks call it before every step.

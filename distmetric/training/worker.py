@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
@@ -31,7 +32,9 @@ from distmetric.secrets import masked
 from distmetric.tracking.tracker import Tracker
 from distmetric.training.batches import Batch, BatchLoader
 from distmetric.training.checkpoint import Checkpoint, CheckpointStore
+from distmetric.training.checkpoint_folder import StoredFile
 from distmetric.training.claim import RunWriter
+from distmetric.training.class_parts import training_state, write_parts
 from distmetric.training.embedding import embed, evaluate_sharded
 from distmetric.training.evaluations import Evaluation, write_evaluation
 from distmetric.training.finite_steps import FiniteSteps
@@ -248,18 +251,21 @@ class Worker:
         return found
 
     def _save(self, evaluation: Evaluation | None, own_buffers: Tensor | None = None) -> None:
-        self._on_main(partial(self._write_checkpoint, evaluation, own_buffers))
+        writer, parts_of = self._on_main, (self.criterion, self.optimizer)
+        parts = write_parts(self.store, self.step, *parts_of, writer, self.replica, self.device)
+        self._on_main(partial(self._write_checkpoint, evaluation, own_buffers, parts))
         self._saved_step = self.step
 
-    def _write_checkpoint(self, evaluation: Evaluation | None, own_buffers: Tensor | None) -> None:
+    def _write_checkpoint(
+        self, evaluation: Evaluation | None, own_buffers: Tensor | None, parts: Mapping[str, StoredFile]
+    ) -> None:
         self.tracker.flush()  # what a resumed run will not measure again has to be there before the checkpoint is
         self.store.save(
             self.step,
             {
                 "model": self.embedder.state_dict(),
                 "training": {
-                    "optimizer": self.optimizer.state_dict(),
-                    "loss": self.criterion.state_dict(),
+                    **training_state(self.criterion, self.optimizer),
                     "sampler": (self.rounds or self.sampler).state_dict(self.step),
                     "health": self.health.state_dict(),
                 },
@@ -275,6 +281,7 @@ class Worker:
                 "attribute_values": self.embedder.attribute_values,
                 "chunks": self.model.record(),
             },
+            parts,
         )
         if self.rounds is not None:
             self.rounds.prune(min(self.store.steps()[-self.store.keep_last :]))
@@ -303,7 +310,15 @@ class Worker:
     def _loss(self, miner: Miner | None) -> MetricLoss:
         config = self.config
         counts = np.unique(self.catalog.labels[self.train_rows], return_counts=True)[1]
-        context = LossContext(counts.tolist(), config.model.embedding_dim, config.seed, miner)
+        context = LossContext(
+            counts.tolist(),
+            config.model.embedding_dim,
+            config.seed,
+            miner,
+            nearest_classes=lambda: None if self.rounds is None else self.rounds.nearest_classes,
+            rank=self.replica.rank,
+            world_size=self.replica.world_size,
+        )
         try:
             return build_loss(config.loss, context)
         except ValueError as error:  # settings that do not fit the number of classes or dimensions

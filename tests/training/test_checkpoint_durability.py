@@ -24,10 +24,18 @@ from distmetric.training import checkpoint, checkpoint_folder
 from distmetric.training.checkpoint import CheckpointStore
 
 
-def save(store: CheckpointStore, step: int, score: float | None = None) -> None:
+def save(store: CheckpointStore, step: int, score: float | None = None, num_parts: int = 0) -> None:
     metrics = None if score is None else {"recall_at_1": score}
+    parts = {}
+    if num_parts:
+        store.start(step)
+    for rank in range(num_parts):  # in processes of their own, where there are several
+        name = f"classes_{rank}_{rank + 1}"
+        parts[f"{name}.pt"] = CheckpointStore(store.location).write_part(
+            step, name, {"": torch.tensor([step])}
+        )
     tensors = {"model": {"w": torch.full((3,), float(step))}, "training": {"step": step, "score": score}}
-    store.save(step, tensors, {"metrics": metrics, "version": "x", "config": {}})
+    store.save(step, tensors, {"metrics": metrics, "version": "x", "config": {}}, parts)
 
 
 class Died(BaseException):
@@ -103,18 +111,20 @@ def mortal(at: int, error: BaseException) -> Iterator[Mortal]:
 
 
 SCENES = {
-    "the first": ([], 5, None, 2),
-    "one more": ([(1, 0.1), (2, 0.9), (3, 0.2)], 4, 0.3, 2),
-    "a better one": ([(1, 0.1), (2, 0.9), (3, 0.2)], 4, 0.95, 1),
-    "the only one again": ([(4, None)], 4, 0.3, 1),
-    "over half of one": ([(1, 0.1), (2, None), (3, "half")], 3, None, 1),
+    "the first": ([], 5, None, 2, 0),
+    "one more": ([(1, 0.1), (2, 0.9), (3, 0.2)], 4, 0.3, 2, 0),
+    "a better one": ([(1, 0.1), (2, 0.9), (3, 0.2)], 4, 0.95, 1, 0),
+    "the only one again": ([(4, None)], 4, 0.3, 1, 0),
+    "over half of one": ([(1, 0.1), (2, None), (3, "half")], 3, None, 1, 0),
+    "one in parts": ([(1, 0.1), (2, 0.9)], 4, 0.3, 2, 2),
+    "the only one again in parts": ([(4, None)], 4, 0.3, 1, 2),
 }
 
 
-def prepared(folder: Path, before, keep_last: int) -> CheckpointStore:
+def prepared(folder: Path, before, keep_last: int, num_parts: int) -> CheckpointStore:
     store = CheckpointStore(str(folder), keep_last)
     for step, score in before:
-        save(store, step, None if score == "half" else score)
+        save(store, step, None if score == "half" else score, num_parts)
         if score == "half":
             (folder / f"step_{step:08d}" / "manifest.json").unlink()
             save(CheckpointStore(str(folder / "other")), 1)
@@ -127,11 +137,11 @@ def prepared(folder: Path, before, keep_last: int) -> CheckpointStore:
 def test_an_end_between_any_two_writes_leaves_the_newest_or_the_one_before(
     scene, ends, tmp_path, monkeypatch
 ) -> None:
-    before, step, score, keep_last = SCENES[scene]
+    before, step, score, keep_last, num_parts = SCENES[scene]
     error = Died() if ends == "dies" else OSError(28, "No space left on device")
     start, folder = tmp_path / "start", tmp_path / "checkpoints"
     start.mkdir()
-    prepared(start, before, keep_last)
+    prepared(start, before, keep_last, num_parts)
     monkeypatch.setattr(
         locations, "_sync", lambda path: None
     )  # which takes its time, and here nobody cuts the power
@@ -140,7 +150,7 @@ def test_an_end_between_any_two_writes_leaves_the_newest_or_the_one_before(
         intact = CheckpointStore(str(folder), keep_last).latest()
         best = CheckpointStore(str(folder), keep_last).best()
         with mortal(at, error) as disk, suppress(Died, ResourceError):
-            save(CheckpointStore(str(folder), keep_last), step, score)
+            save(CheckpointStore(str(folder), keep_last), step, score, num_parts)
         for manifest in folder.glob("*/manifest.json"):  # what looks complete is complete
             checkpoint_folder.read_checkpoint(str(manifest.parent))
         found = CheckpointStore(str(folder), keep_last).latest()
@@ -151,7 +161,9 @@ def test_an_end_between_any_two_writes_leaves_the_newest_or_the_one_before(
             kept = CheckpointStore(str(folder), keep_last).best()
             assert kept.step in (best.step, step)
             assert kept.tensors("model")["w"].tolist() == [kept.step] * 3
-        save(CheckpointStore(str(folder), keep_last), step + 1)  # what goes on from there is as good as ever
+        save(
+            CheckpointStore(str(folder), keep_last), step + 1, None, num_parts
+        )  # what goes on from there is as good as ever
         assert CheckpointStore(str(folder), keep_last).latest().step == step + 1
         shutil.rmtree(folder)
         if disk.left > 0:
@@ -215,7 +227,7 @@ def two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     store = CheckpointStore(str(folder))
     save(store, 1, 0.25)
-    save(store, 2, 0.5)
+    save(store, 2, 0.5, num_parts=1)
     return folder
 
 
