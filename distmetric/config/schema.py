@@ -35,6 +35,8 @@ class CatalogDataConfig:
     """Split whose classes the evaluation retrieves; never trained on."""
     memory_limit_gib: float = 2.0
     """Images are decoded once into memory if they fit into this much per worker, and at every use otherwise."""
+    prefetch: int = 1
+    """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -58,6 +60,8 @@ class GlyphsDataConfig:
     """Split whose classes the evaluation retrieves; never trained on."""
     memory_limit_gib: float = 2.0
     """Images are decoded once into memory if they fit into this much per worker, and at every use otherwise."""
+    prefetch: int = 1
+    """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
 
 
 DataConfig = CatalogDataConfig | GlyphsDataConfig
@@ -127,6 +131,10 @@ class TrainConfig:
     """Images that a worker takes through the trunk at a time; null: its whole share; auto: what memory is free for."""
     log_every: int = 10
     """Steps between two transfers of the per-step measurements to the tracker (every step is logged)."""
+    channels_last: bool = False
+    """Keep feature maps channels last in memory, as a GPU's convolutions like them best."""
+    compile: bool = False
+    """Compile the trunk with torch.compile, for training: takes g++ on a CPU, Triton on a GPU, and a while to begin."""
     non_finite: Literal["stop", "skip"] = "stop"
     """A step whose loss, gradient or embeddings are not finite is never taken: stop at it, or go on without it."""
     max_skipped: int = 20

@@ -54,6 +54,7 @@ def validate(config: Config) -> None:
     _not_negative("optim.weight_decay", config.optim.weight_decay)
     _not_negative("optim.loss_lr_multiplier", config.optim.loss_lr_multiplier)
     _not_negative("data.memory_limit_gib", config.data.memory_limit_gib)
+    _at_least("data.prefetch", config.data.prefetch, 1)
     if not 0 <= config.schedule.decay_start < 1:
         raise ConfigError(
             f"schedule.decay_start={config.schedule.decay_start} is wrong: 0 <= decay_start < 1"

@@ -233,7 +233,9 @@ class ImageStore:
         self._slots = np.full(len(catalog), -1, np.int64)
         if 0 < len(held_rows) * int(np.prod(self.image_shape)) <= memory_limit_bytes:
             progress = Progress("images decoded", total=len(held_rows))
-            self._held = torch.from_numpy(self._decode(held_rows, progress.update))
+            pixels = np.empty((len(held_rows), *self.image_shape), np.uint8)
+            self._decode(held_rows, pixels, np.arange(len(held_rows)), progress.update)
+            self._held = torch.from_numpy(pixels)
             progress.close()
             self._slots[held_rows] = np.arange(len(held_rows))
 
@@ -242,11 +244,12 @@ class ImageStore:
         """Bytes of decoded pixels that are held; 0 where each batch is decoded anew."""
         return 0 if self._held is None else self._held.numel()
 
-    def images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    def images(self, rows: npt.NDArray[np.int64], pinned: bool = False) -> torch.Tensor:
         """Pixels of some rows.
 
         Args:
             rows: int64 (B,) row numbers in any order, repeated ones allowed.
+            pinned: Whether to put them into page-locked memory, from which a GPU copies while the host goes on.
 
         Returns:
             uint8 (B, channels, height, width), a copy that the caller may change.
@@ -257,14 +260,13 @@ class ImageStore:
         """
         rows = self._checked(rows)
         slots = self._slots[rows]
+        pixels = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8, pin_memory=pinned)
         if self._held is not None and (slots >= 0).all():
-            return self._held[torch.from_numpy(slots)]
-        pixels = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
-        held = np.flatnonzero(slots >= 0)
+            return torch.index_select(self._held, 0, torch.from_numpy(slots), out=pixels)
+        held, absent = np.flatnonzero(slots >= 0), np.flatnonzero(slots < 0)
         if self._held is not None and len(held):
             pixels[torch.from_numpy(held)] = self._held[torch.from_numpy(slots[held])]
-        absent = np.flatnonzero(slots < 0)
-        pixels[torch.from_numpy(absent)] = torch.from_numpy(self._decode(rows[absent]))
+        self._decode(rows[absent], pixels.numpy(), absent)
         return pixels
 
     def close(self) -> None:
@@ -280,13 +282,17 @@ class ImageStore:
             raise IndexError(f"rows {rows.min()} .. {rows.max()} of a catalog with {len(self.catalog)} rows")
         return rows
 
-    def _decode(self, rows: npt.NDArray[np.int64], done: Callable[[int], None] | None = None) -> Pixels:
-        out = np.empty((len(rows), *self.image_shape), np.uint8)
-
+    def _decode(
+        self,
+        rows: npt.NDArray[np.int64],
+        out: Pixels,
+        places: npt.NDArray[np.int64],
+        done: Callable[[int], None] | None = None,
+    ) -> None:
         def fill(start: int) -> int:
             stop = min(start + step, len(rows))
             for i in range(start, stop):
-                out[i] = self._decode_row(int(rows[i]))
+                out[places[i]] = self._decode_row(int(rows[i]))
             return stop - start
 
         # A few parts per thread even out large and small images; single images would cost more in calls.
@@ -295,7 +301,6 @@ class ImageStore:
         for count in map(fill, starts) if self._threads == 1 else self._threads_at_work().map(fill, starts):
             if done is not None:
                 done(count)
-        return out
 
     def _decode_row(self, row: int) -> Pixels:
         channels, height, width = self.image_shape

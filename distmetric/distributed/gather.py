@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.distributed.replica import Replica
-from distmetric.functional.joint_batch import JointBatch
+from distmetric.functional.joint_batch import HostLabels, JointBatch
 
 # torch 2.13 renamed these; the old names warn there and are the only ones before.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -112,6 +115,78 @@ def gather(rows: Tensor, replica: Replica, sizes: Sequence[int] | None = None) -
     return result
 
 
+@dataclass(frozen=True)
+class JointRows:
+    """What is known of the N rows of a joint batch beside their embeddings, in rank order and equal on all ranks.
+
+    Args:
+        sizes: Rows of every rank.
+        labels: (N,) int64.
+        ids: (N,) int64 catalog ids where known.
+        attributes: Name of an attribute -> (N,) int64 true values.
+        host_labels: `labels` on the host where they are known there.
+    """
+
+    sizes: Sequence[int]
+    labels: Tensor
+    ids: Tensor | None = None
+    attributes: Mapping[str, Tensor] = field(default_factory=dict)
+    host_labels: NDArray[np.int64] | None = None
+
+    def slice_of(self, rank: int) -> slice:
+        """Which rows are those of a rank."""
+        start = sum(self.sizes[:rank])
+        return slice(start, start + self.sizes[rank])
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> JointRows:
+        """The same rows with all tensors passed through `move`."""
+        return replace(
+            self,
+            labels=move(self.labels),
+            ids=None if self.ids is None else move(self.ids),
+            attributes={name: move(values) for name, values in self.attributes.items()},
+        )
+
+
+def joint_batch(
+    embeddings: Tensor, rows: JointRows, replica: Replica, logits: Mapping[str, Tensor] | None = None
+) -> JointBatch:
+    """The joint batch of all ranks, seen from this one: own anchors, everybody's columns.
+
+    Args:
+        embeddings: (B_r, D) this rank's embeddings.
+        rows: What is known of all ranks' rows.
+        replica: Who this rank is.
+        logits: Name of an attribute -> (B_r, V) predicted logits.
+
+    Returns:
+        The batch, with columns in rank order. Cost: one collective for the embeddings, which carries their gradient
+        back, and one for all logits, if any, whose copies on other ranks have no gradient.
+    """
+    known, own = tuple(rows.sizes), rows.slice_of(replica.rank)
+    logits, host = logits or {}, rows.host_labels
+    column_logits = _gather_joined([part.detach() for part in logits.values()], replica, known)
+    return JointBatch(
+        anchors=embeddings,
+        labels=rows.labels[own],
+        columns=gather(embeddings, replica, known),
+        column_labels=rows.labels,
+        anchor_index=torch.arange(own.start, own.stop, device=rows.labels.device),
+        gather_rows=lambda values: gather(values, replica, known),
+        sum_ranks=lambda values: sum_ranks(values, replica),
+        max_ranks=lambda values: max_ranks(values, replica),
+        rank=replica.rank,
+        world_size=replica.world_size,
+        ids=None if rows.ids is None else rows.ids[own],
+        column_ids=rows.ids,
+        logits=logits,
+        column_logits=dict(zip(logits, column_logits, strict=True)),
+        attributes={name: values[own] for name, values in rows.attributes.items()},
+        column_attributes=rows.attributes,
+        host_labels=None if host is None else HostLabels(host[own], host),
+    )
+
+
 def gather_batch(
     embeddings: Tensor,
     labels: Tensor,
@@ -121,7 +196,7 @@ def gather_batch(
     logits: Mapping[str, Tensor] | None = None,
     attributes: Mapping[str, Tensor] | None = None,
 ) -> JointBatch:
-    """The joint batch of all ranks, seen from this one: own anchors, everybody's columns.
+    """The joint batch of ranks that know their own rows only; where a plan tells all of them, take `joint_batch`.
 
     Args:
         embeddings: (B_r, D) this rank's embeddings.
@@ -133,35 +208,20 @@ def gather_batch(
         attributes: Name of an attribute -> (B_r,) int64 true values.
 
     Returns:
-        The batch, with columns in rank order. Cost: one collective for the embeddings, which carries their gradient
-        back, one for all whole numbers, and one for all logits, if any, whose copies on other ranks have no gradient.
+        The batch, with columns in rank order. Cost: beside that of `joint_batch`, one collective for all whole numbers.
     """
     if sizes is None:
         sizes = gather_sizes(len(labels), replica, labels.device)
-    known, labels = tuple(sizes), labels.long()
-    offset = sum(known[: replica.rank])
-    logits, attributes = logits or {}, attributes or {}
-    numbers = [labels, *attributes.values(), *([] if ids is None else [ids])]
-    column_labels, *others = _gather_joined(numbers, replica, known)
-    column_logits = _gather_joined([part.detach() for part in logits.values()], replica, known)
-    return JointBatch(
-        anchors=embeddings,
-        labels=labels,
-        columns=gather(embeddings, replica, known),
-        column_labels=column_labels,
-        anchor_index=torch.arange(offset, offset + len(labels), device=labels.device),
-        gather_rows=lambda rows: gather(rows, replica, known),
-        sum_ranks=lambda values: sum_ranks(values, replica),
-        max_ranks=lambda values: max_ranks(values, replica),
-        rank=replica.rank,
-        world_size=replica.world_size,
-        ids=ids,
-        column_ids=None if ids is None else others[-1],
-        logits=logits,
-        column_logits=dict(zip(logits, column_logits, strict=True)),
-        attributes=attributes,
-        column_attributes=dict(zip(attributes, others, strict=False)),
+    attributes = attributes or {}
+    numbers = [labels.long(), *attributes.values(), *([] if ids is None else [ids])]
+    column_labels, *others = _gather_joined(numbers, replica, tuple(sizes))
+    rows = JointRows(
+        tuple(sizes),
+        column_labels,
+        None if ids is None else others[-1],
+        dict(zip(attributes, others, strict=False)),
     )
+    return joint_batch(embeddings, rows, replica, logits)
 
 
 def _gather_joined(parts: list[Tensor], replica: Replica, sizes: tuple[int, ...]) -> list[Tensor]:

@@ -72,7 +72,8 @@ class DistributedLoss(nn.Module):
             self._check_equal(terms[0].total.detach(), 1e-4, "loss", self.loss.loss)
         own = torch.stack([term.total for term in terms])
         totals, counts, num_terms, num_active = self.replica.sum_(_numbers(terms, ranks)).unbind()
-        weights = own.new_tensor([term.weight for term in terms]) / safe_count(counts).to(own.dtype)
+        weights = torch.stack([own.new_full((), term.weight) for term in terms])
+        weights = weights / safe_count(counts).to(own.dtype)
         share = (own * weights).sum() * ranks
         value = (totals.to(own.dtype) * weights).sum()
         return _joint_value(share, value.detach()), num_active.sum() / num_terms.sum().clamp_min(1)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.functional.distances import at_least_float32, unit_length
 from distmetric.functional.tuples import Tuples
+
+
+class HostLabels(NamedTuple):
+    """The labels of a batch on the host, where looking at them waits for no device.
+
+    Attributes:
+        anchors: (B,) int64.
+        columns: (N,) int64.
+    """
+
+    anchors: NDArray[np.int64]
+    columns: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,6 +58,7 @@ class JointBatch:
         joint_anchors: (A, D) anchors of all ranks, with gradient, where the columns are other rows (a memory); None
             where `gather_rows` is given, or nobody else has anchors.
         joint_labels: (A,) int64 labels of `joint_anchors`.
+        host_labels: `labels` and `column_labels` once more, where the host knows them; `on_host` has them in any case.
     """
 
     anchors: Tensor
@@ -64,16 +80,25 @@ class JointBatch:
     column_attributes: Mapping[str, Tensor] = field(default_factory=dict)
     joint_anchors: Tensor | None = None
     joint_labels: Tensor | None = None
+    host_labels: HostLabels | None = None
 
     @classmethod
-    def alone(cls, embeddings: Tensor, labels: Tensor) -> JointBatch:
+    def alone(cls, embeddings: Tensor, labels: Tensor, host_labels: HostLabels | None = None) -> JointBatch:
         """The batch of a process that is on its own: its embeddings (B, D) are anchors and columns."""
         index = torch.arange(len(labels), device=labels.device)
 
         def same(values: Tensor) -> Tensor:
             return values
 
-        return cls(embeddings, labels, embeddings, labels, index, same, same, same)
+        return cls(
+            *(embeddings, labels, embeddings, labels, index, same, same, same), host_labels=host_labels
+        )
+
+    def on_host(self) -> HostLabels:
+        """The labels on the host; where they are not known there, a GPU is waited for."""
+        if self.host_labels is not None:
+            return self.host_labels
+        return HostLabels(self.labels.cpu().numpy(), self.column_labels.cpu().numpy())
 
     def with_embeddings(self, change: Callable[[Tensor], Tensor]) -> JointBatch:
         """The same batch with all embeddings changed row by row; the anchors stay the columns where they were."""
@@ -86,7 +111,8 @@ class JointBatch:
 
     def whole(self) -> JointBatch:
         """The joint batch as one process would have it: all columns as anchors, for work that cannot be divided."""
-        return JointBatch.alone(self.columns, self.column_labels)
+        known = self.host_labels and HostLabels(self.host_labels.columns, self.host_labels.columns)
+        return JointBatch.alone(self.columns, self.column_labels, known)
 
     def with_tuples(self, tuples: Tuples) -> JointBatch:
         """The same batch with what a miner has chosen."""

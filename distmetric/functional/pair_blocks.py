@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.functional.distances import Distance, pair_chunks, row_blocks
@@ -53,6 +55,7 @@ class PairBlock:
         columns: (N,) int64, which columns of the batch these are.
         gradient: (b, N) buffer for the derivative of the terms by the distances, or None where nobody wants it.
         scratch: (b, N) buffer to work in.
+        most_same: The largest of `num_same`, known to the host.
         near: Pairs whose distances come from differences, if there are any.
     """
 
@@ -69,6 +72,7 @@ class PairBlock:
     columns: Tensor
     gradient: Tensor | None
     scratch: Tensor
+    most_same: int
     near: NearPairs | None = None
 
     def fill_same_(self, values: Tensor, value: float) -> Tensor:
@@ -87,7 +91,7 @@ class PairBlock:
             (b, J) int64 places, for the J of the anchor that has most, and (b, J) bool, whether there is a j-th one.
         """
         width = self.same.shape[1]
-        number = torch.arange(int(self.num_same.max()) if width else 0, device=self.first.device)
+        number = torch.arange(self.most_same, device=self.first.device)
         return (self.first[:, None] + number).clamp_max_(width - 1), number < self.num_same[:, None]
 
 
@@ -114,6 +118,7 @@ class SortedPairs:
         sorted_labels, self.order = torch.sort(batch.column_labels, stable=True)
         self.anchor_order = torch.argsort(batch.labels, stable=True)
         self._first, self._last = label_ranges(batch.labels[self.anchor_order], sorted_labels)
+        self._host_first, self._host_last = _host_ranges(batch)
         self._own = _own_positions(batch, self.anchor_order, self.order)
         self.anchors = batch.anchors.detach()[self.anchor_order]
         self.columns = batch.columns.detach()[self.order]
@@ -149,7 +154,8 @@ class SortedPairs:
             own = None if self._own is None else self._own[place]
             near = self._compute(place, own, distances)
             # Sorted labels: the first anchor's label begins the band, and the last one's ends it.
-            band = slice(int(first[0]), max(int(last[-1]), int(first[0])))
+            host_first, host_last = self._host_first[place], self._host_last[place]
+            band = slice(int(host_first[0]), int(host_last[-1]))
             position = torch.arange(band.start, band.stop, device=device)
             same = (position >= first[:, None]) & (position < last[:, None])
             num_same = last - first
@@ -167,6 +173,7 @@ class SortedPairs:
                 columns=self.order,
                 gradient=gradient[0] if gradient else None,
                 scratch=scratch,
+                most_same=int((host_last - host_first).max()),
                 near=near,
             )
             self._refine(block)
@@ -181,7 +188,7 @@ class SortedPairs:
         for part in pair_chunks(len(rows), self.columns):
             yield part, self._batch.anchors.detach()[rows[part]] - self._batch.columns.detach()[columns[part]]
 
-    def _factors(self) -> tuple[Tensor, Tensor, float]:
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor | float]:
         """Two matrices whose product holds the distances, constants included, and what is too small in it."""
         anchors, columns = self.anchors, self.columns
         anchor_ones, column_ones = anchors.new_ones(len(anchors), 1), columns.new_ones(len(columns), 1)
@@ -190,7 +197,7 @@ class SortedPairs:
             column_squares = columns.square().sum(1, keepdim=True)
             left = torch.cat([-2 * anchors, anchor_squares, anchor_ones], 1)
             right = torch.cat([columns, column_ones, column_squares], 1)
-            return left, right, float(column_squares.mean()) * REFINE_BELOW[columns.dtype]
+            return left, right, column_squares.mean() * REFINE_BELOW[columns.dtype]
         if self.distance == "cosine":
             return torch.cat([-anchors, anchor_ones], 1), torch.cat([columns, column_ones], 1), 0.0
         return -anchors, columns, 0.0
@@ -217,6 +224,12 @@ class SortedPairs:
                 block.distances[where] = difference.square().sum(1)
         if self.distance == "euclidean":
             block.distances.sqrt_()
+
+
+def _host_ranges(batch: JointBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the label of each sorted anchor begins and ends among sorted columns, for the host: it sets the bands."""
+    labels, column_labels = (np.sort(known, kind="stable") for known in batch.on_host())
+    return np.searchsorted(column_labels, labels), np.searchsorted(column_labels, labels, side="right")
 
 
 def _own_positions(batch: JointBatch, anchor_order: Tensor, order: Tensor) -> Tensor | None:

@@ -148,8 +148,7 @@ def each_positive(block: PairBlock) -> Iterator[tuple[Tensor, Tensor]]:
         Its place in the band, (b, 1) int64, and whether it is positive, (b, 1) bool.
     """
     width = block.positive.shape[1]
-    most = int(block.num_same.max()) if width else 0
-    for j in range(most):
+    for j in range(block.most_same):
         place = (block.first + j).clamp_max_(width - 1)[:, None]
         yield place, (j < block.num_same)[:, None] & block.positive.gather(1, place)
 

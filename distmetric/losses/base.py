@@ -169,7 +169,7 @@ def safe_count(count: Tensor) -> Tensor:
 
 def listed_sums(terms: Tensor, active_above: float = 0.0) -> RowSums:
     """Sum (T,) terms, counting them and those above `active_above`."""
-    number = torch.tensor(len(terms), device=terms.device)
+    number = torch.full((), len(terms), device=terms.device)
     return RowSums(terms.sum(), number, (terms.detach() > active_above).sum())
 
 
@@ -184,10 +184,10 @@ def check_classes(batch: JointBatch, num_classes: int, embedding_size: int) -> N
             f"embeddings have length {batch.anchors.shape[1]}, but the loss was made with "
             f"embedding_size={embedding_size}"
         )
-    labels = batch.column_labels
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+    labels = batch.on_host().columns
+    if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}, "
+            f"labels go from {labels.min()} to {labels.max()}, "
             f"but the loss was made with num_classes={num_classes}: number the classes from 0"
         )
 

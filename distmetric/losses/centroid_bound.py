@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distmetric.functional.centroids import Placement, place_centroids
 from distmetric.functional.distances import paired_distances
-from distmetric.functional.joint_batch import JointBatch
+from distmetric.functional.joint_batch import HostLabels, JointBatch
 from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, RowSums, sum_rows
 from distmetric.losses.base import LossTerm, MetricLoss, Reduction, check_classes
@@ -151,9 +152,9 @@ class CentroidBoundLoss(ClassSharded, MetricLoss):
     def terms(self, batch: JointBatch) -> list[LossTerm]:
         """See `MetricLoss.terms`; one term per anchor."""
         centroids = self.centroids.to(batch.anchors.dtype)
-        rows, labels = batch.anchors, batch.labels
+        rows, labels, on_host = batch.anchors, batch.labels, batch.on_host().anchors
         if not self.has_all_classes:
-            rows, labels = batch.columns, batch.column_labels
+            rows, labels, on_host = batch.columns, batch.column_labels, batch.on_host().columns
         places = labels - self.own_classes.start
         here = (places >= 0) & (places < len(centroids))
         nearest = places.clamp(0, len(centroids) - 1)
@@ -161,7 +162,9 @@ class CentroidBoundLoss(ClassSharded, MetricLoss):
         if not self.has_all_classes:
             assert batch.sum_ranks is not None
             push = batch.sum_ranks(push)
-        against = JointBatch(rows, places, centroids, torch.arange(len(centroids), device=rows.device), None)
+        classes = torch.arange(len(centroids), device=rows.device)
+        known = HostLabels(on_host - self.own_classes.start, np.arange(len(centroids)))
+        against = JointBatch(rows, places, centroids, classes, None, host_labels=known)
         pushes = sum_rows(against, self.distance, partial(self._pushes, push))
         # By differences: a product rounds, and the direction to a centroid that is all but reached would be lost.
         near = paired_distances(rows, centroids[nearest], self.distance)

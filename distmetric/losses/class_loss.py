@@ -59,11 +59,13 @@ class ClassVectors(NamedTuple):
         rows: (c k, D) of length one, those of a class next to each other, with gradient.
         labels: (N,) int64 places of the columns' classes among the c; -1 where they are not here.
         number: c.
+        host_labels: `labels` on the host, where they are known there.
     """
 
     rows: Tensor
     labels: Tensor
     number: int
+    host_labels: NDArray[np.int64] | None = None
 
 
 class ClassLoss(ClassSharded, MetricLoss):
@@ -191,7 +193,9 @@ class ClassLoss(ClassSharded, MetricLoss):
         weight, labels = self.weight, batch.column_labels - own.start
         if self._rate == 1 or not self.training:
             labels = torch.where((labels >= 0) & (labels < len(own)), labels, -1)
-            return ClassVectors(unit_length(weight.to(batch.anchors.dtype)), labels, len(own))
+            known = batch.on_host().columns - own.start
+            known = np.where((known >= 0) & (known < len(own)), known, -1)
+            return ClassVectors(unit_length(weight.to(batch.anchors.dtype)), labels, len(own), known)
         nearest = None if self._nearest is None else self._nearest()
         kept = kept_classes(
             *(batch.column_labels, own, self.num_classes, self._rate, self._key, self._step), nearest=nearest
@@ -250,7 +254,7 @@ class ClassLoss(ClassSharded, MetricLoss):
             terms = self._sharded_terms(batch, vectors, scores, own_logits)
             terms = terms if weights is None else terms * weights
             total, terms = terms.sum(), terms.detach()
-        number = torch.tensor(len(terms), device=terms.device)
+        number = torch.full((), len(terms), device=terms.device)
         return self.reduced(RowSums(total, number, (terms > ACTIVE_ABOVE).sum()))
 
     def _sharded_terms(

@@ -113,6 +113,7 @@ class LiftedStructureLoss(MetricLoss):
             columns=everyone,
             column_labels=labels,
             anchor_index=None,
+            host_labels=None,
         )
         others = own.new_full((len(batch.column_labels),), -torch.inf)
         return own, others.index_copy(0, ends, negative_logsumexp(mirrored, self.neg_margin, self.distance))

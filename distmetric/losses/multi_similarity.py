@@ -163,7 +163,7 @@ class MultiSimilarityLoss(RowLoss):
         pushes = segment_logsumexp(far * self.beta, others, size)
         zero = torch.zeros_like(pulls)
         values = torch.logaddexp(pulls, zero) / self.alpha + torch.logaddexp(pushes, zero) / self.beta
-        number = torch.tensor(size, device=values.device)
+        number = torch.full((), size, device=values.device)
         return RowSums(values.sum(), number, (values.detach() > 0).sum())
 
     def extra_repr(self) -> str:

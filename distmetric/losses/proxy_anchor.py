@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from distmetric.functional.checks import check_positive
-from distmetric.functional.joint_batch import JointBatch
+from distmetric.functional.joint_batch import HostLabels, JointBatch
 from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, sum_rows
 from distmetric.functional.tuple_weights import column_weights
@@ -84,10 +85,12 @@ class ProxyAnchorLoss(ClassLoss):
             assert batch.sum_ranks is not None
             number = batch.sum_ranks(number)
         labels = torch.arange(own.start, own.stop, device=batch.labels.device)
-        rows = vectors.rows[own.start : own.stop]
-        proxies = JointBatch(rows, labels, batch.columns, vectors.labels, None)
+        rows, known = vectors.rows[own.start : own.stop], None
+        if vectors.host_labels is not None:
+            known = HostLabels(np.arange(own.start, own.stop), vectors.host_labels)
+        proxies = JointBatch(rows, labels, batch.columns, vectors.labels, None, host_labels=known)
         offsets = None if batch.tuples is None else column_weights(batch) - 1
-        present = len(torch.unique(batch.column_labels))
+        present = len(np.unique(batch.on_host().columns))
 
         def proxy_rows(block: PairBlock) -> Row:
             given = None if offsets is None else offsets[block.columns]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from distmetric.functional.distances import Distance
 from distmetric.functional.hardest import hardest_pairs
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.listed_pairs import listed_distances
-from distmetric.functional.row_sums import sum_rows
+from distmetric.functional.row_sums import RowSums, sum_rows
 from distmetric.functional.triplet_rows import check_margin, nearest_beyond, triplet_rows
 from distmetric.losses.base import ACTIVE_ABOVE, LossTerm, MetricLoss, Reduction, listed_sums
 
@@ -102,20 +103,23 @@ class TripletLoss(MetricLoss):
         if batch.tuples is None and self.strategy in ("batch_all", "semi_hard"):
             rows = triplet_rows(self.margin, self.strategy == "semi_hard", active_above)
             return [self.reduced(sum_rows(batch, self.distance, rows))]
-        anchors, positives, negatives = self._chosen(batch)
-        gap = listed_distances(batch, anchors, positives, self.distance) - (
-            listed_distances(batch, anchors, negatives, self.distance)
-        )
-        return [self.reduced(listed_sums(self._phi(gap), active_above))]
+        if batch.tuples is None and self.strategy == "batch_hard":
+            return [self.reduced(self._hardest_sums(batch, active_above))]
+        listed = batch.tuples
+        chosen = nearest_beyond(batch, self.distance) if listed is None else listed.as_triplets()
+        return [self.reduced(listed_sums(self._phi(self._gaps(batch, *chosen)), active_above))]
 
-    def _chosen(self, batch: JointBatch) -> tuple[Tensor, Tensor, Tensor]:
-        if batch.tuples is not None:
-            return batch.tuples.as_triplets()
-        if self.strategy == "semi_hard_nearest":
-            return nearest_beyond(batch, self.distance)
+    def _hardest_sums(self, batch: JointBatch, active_above: float) -> RowSums:
         positive, negative, valid = hardest_pairs(batch, self.distance)
-        anchors = valid.nonzero()[:, 0]
-        return anchors, positive[anchors], negative[anchors]
+        # Masked and not listed: how many are valid is known to the device alone, and nobody waits for it.
+        anchors = torch.arange(len(valid), device=valid.device)
+        terms = self._phi(self._gaps(batch, anchors, positive, negative))
+        terms = torch.where(valid, terms, torch.zeros_like(terms))
+        return RowSums(terms.sum(), valid.sum(), ((terms.detach() > active_above) & valid).sum())
+
+    def _gaps(self, batch: JointBatch, anchors: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        near = listed_distances(batch, anchors, positives, self.distance)
+        return near - listed_distances(batch, anchors, negatives, self.distance)
 
     def _phi(self, gap: Tensor) -> Tensor:
         return F.softplus(gap) if self.margin == "soft" else F.relu(gap + float(self.margin))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,8 @@ class Embedder(nn.Module):
                 "equally long, one number per channel, and the deviations positive"
             )
         self.trunk = trunk
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._layout = torch.preserve_format
         self.pooling = pooling_layer(pooling)
         self.normalize = normalize
         self.embedding_dim = embedding_dim
@@ -106,7 +108,10 @@ class Embedder(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """The first and costly part of `forward`, image by image: trunk and pooling, (B, C, H, W) -> (B, F)."""
-        return self._pool(self.trunk(self._standardize(images)))
+        images = self._standardize(images).to(memory_format=self._layout)
+        # Evaluations have batches of many sizes, each of which would be compiled.
+        trunk = self._compiled if self._compiled is not None and self.training else self.trunk
+        return self._pool(trunk(images))
 
     def from_features(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The rest of `forward`, whose norm sees the whole batch: (B, F) -> embeddings and logits of attributes."""
@@ -114,6 +119,18 @@ class Embedder(nn.Module):
         if self.normalize:
             embeddings = unit_length(embeddings)
         return embeddings, self._attributes(features)
+
+    def use_channels_last(self) -> None:
+        """Keep feature maps channel by channel of a pixel (NHWC), as a GPU's convolutions like them best.
+
+        Names, shapes and values stay, weights in checkpoints too; results differ by rounding.
+        """
+        self.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last
+
+    def use_compiled(self, trunk: Callable[[Tensor], Tensor]) -> None:
+        """Call that in place of the trunk wherever the model is in training mode; see `compiled`."""
+        self._compiled = trunk
 
     def _attributes(self, features: Tensor) -> dict[str, Tensor]:
         if self.attribute_head is None:

@@ -23,6 +23,9 @@ class BatchSampler(Protocol):
     def batch(self, step: int) -> Rows:
         """Catalog rows of the global batch of a step, (batch_size,), grouped by class."""
 
+    def is_planned(self, step: int) -> bool:
+        """Whether the batch of a step that is to come can be asked for already."""
+
     def state_dict(self, step: int) -> dict[str, Any]:
         """All that it takes, beside data and settings, to go on with that step: plain containers and tensors."""
 

@@ -206,6 +206,10 @@ class HardNeighborSampler:
         self._rounds = {**kept, round: _Round(before, version, hardness, batches, metrics)}
         self._visits, self._next_round = after, round + 1
 
+    def is_planned(self, step: int) -> bool:
+        """See `BatchSampler.is_planned`: whether its round has begun."""
+        return self.round_of(step) in self._rounds
+
     def batch(self, step: int) -> Rows:
         """Catalog rows of the global batch of a step, grouped by class; equal on all ranks.
 

@@ -66,6 +66,10 @@ class PKSampler:
         """Rows of a global batch, P K."""
         return self.classes_per_batch * self.samples_per_class
 
+    def is_planned(self, step: int) -> bool:  # noqa: ARG002
+        """See `BatchSampler.is_planned`: all of them are."""
+        return True
+
     def batch(self, step: int) -> Rows:
         """Catalog rows of the global batch of a step, grouped by class; equal on all ranks."""
         visit, position = divmod(step, self._classes.num_classes // self.classes_per_batch)

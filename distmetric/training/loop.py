@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from distmetric.distributed.gather import gather_batch
+from distmetric.distributed.gather import joint_batch
 from distmetric.distributed.parallel import average_gradients
 from distmetric.training.optimizer import clip_gradients, learning_rate_factor, set_learning_rate
 from distmetric.training.worker import Worker
@@ -26,11 +26,12 @@ def train(worker: Worker) -> TrainResult:
     """Train from where the worker stands to the last step, evaluating and saving on the way.
 
     Ranks talk in five places of a step: the moments of norms over the joint batch (the head's, and all with
-    norm=sync_batch), the gather of embeddings (backward: reduce-scatter) and of what is known of them, a few numbers of
-    the loss, the mean of gradients (DDP's, or one after all chunks), and, every `log_every` steps, the measurements;
-    and where a sampler plans rounds from the neighbor index, before each of them, to agree on the snapshot. Nobody
-    waits for the index: `plan` takes the snapshot that is there, `share` leaves embeddings for a thread to send. Only
-    rank 0 writes. Before a step the hosts exchange one number: whether anybody was asked to stop.
+    norm=sync_batch), the gather of embeddings (backward: reduce-scatter), a few numbers of the loss, the mean of
+    gradients (DDP's, or one after all chunks), and, every `log_every` steps, the measurements; and where a sampler
+    plans rounds from the neighbor index, before each of them, to agree on the snapshot. Labels and ids of all ranks are
+    known from the plan. Nobody waits for the index: `plan` takes the snapshot that is there, `share` leaves embeddings
+    for a thread to send. Nor does the host wait for a GPU between two logs. Only rank 0 writes. Before a step the hosts
+    exchange one number: whether anybody was asked to stop.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.embedder.train()
@@ -49,9 +50,7 @@ def train(worker: Worker) -> TrainResult:
         with clock("index"):
             worker.share(step, batch, embeddings)
         with clock("gather"):
-            joint = gather_batch(
-                embeddings, batch.labels, worker.replica, batch.sizes, batch.ids, logits, batch.attributes
-            )
+            joint = joint_batch(embeddings, batch.rows, worker.replica, logits)
         with clock("loss"):
             worker.steps.settle()
             worker.criterion.set_step(step)

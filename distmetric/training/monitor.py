@@ -48,12 +48,12 @@ def batch_statistics(batch: JointBatch) -> Tensor:
     columns = at_least_float32(batch.columns.detach())
     return torch.cat(
         [
-            _summary(seen.positives),
-            _summary(seen.negatives),
+            _summary(seen.positives, seen.is_positive),
+            _summary(seen.negatives, seen.is_negative),
             torch.stack(
                 [
-                    seen.nearest_negative[seen.nearest_negative.isfinite()].mean(),
-                    gaps[gaps.isfinite()].mean(),
+                    _mean(seen.nearest_negative, seen.nearest_negative.isfinite()),
+                    _mean(gaps, gaps.isfinite()),
                     columns.norm(dim=1).mean(),
                     columns.var(0, correction=0).sum(),
                 ]
@@ -62,11 +62,22 @@ def batch_statistics(batch: JointBatch) -> Tensor:
     )
 
 
-def _summary(distances: Tensor) -> Tensor:
-    if len(distances) == 0:
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    """Of those that count; NaN without any."""
+    return values.where(counted, 0.0).sum() / counted.sum()
+
+
+def _summary(distances: Tensor, counted: Tensor) -> Tensor:
+    """Mean and 10th, 50th and 90th percentile, interpolated, of those that count; NaN without any."""
+    if not distances.numel():
         return distances.new_full((4,), torch.nan)
-    points = torch.tensor([0.1, 0.5, 0.9], dtype=distances.dtype, device=distances.device)
-    return torch.cat([distances.mean()[None], torch.quantile(distances, points)])
+    # How many count is known to the device alone: those that do not are sorted behind those that do.
+    mean, ordered = _mean(distances, counted), distances.where(counted, torch.inf).flatten().sort().values
+    places = torch.stack([(counted.sum() - 1) * share for share in (0.1, 0.5, 0.9)]).clamp_min(0)
+    below = places.floor()
+    low, high = (ordered[place.long().clamp_max(len(ordered) - 1)] for place in (below, places.ceil()))
+    percentiles = torch.lerp(low, high, (places - below).to(low.dtype))
+    return torch.cat([mean[None], percentiles.where(mean.isfinite(), torch.nan)])
 
 
 class Monitor:

@@ -53,8 +53,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     if sizes != saved:
         raise ValueError(f"it is of groups of {saved} parameters, and here are groups of {sizes}")
     optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+    _lay_out(optimizer)
     if isinstance(optimizer, torch.optim.SGD):
         _start_momentum(optimizer)
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters, which a fused step takes for granted."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmetric.distributed.gather import gather_batch
+from distmetric.distributed.gather import JointRows, joint_batch
 from distmetric.distributed.replica import Replica
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.samplers.slices import rank_slice, slice_sizes
@@ -39,7 +39,7 @@ class HardnessProbe:
         replica: Replica,
         device: torch.device,
     ) -> None:
-        self._embed, self._labels, self._margin = embed, torch.from_numpy(labels), margin
+        self._embed, self._labels, self._margin = embed, labels, margin
         self._replica, self._device = replica, device
 
     def compare(self, hard: Rows, random: Rows) -> tuple[dict[str, float], list[tuple[Rows, Tensor]]]:
@@ -70,22 +70,21 @@ class HardnessProbe:
 
     def _batch(self, rows: Rows) -> tuple[Rows, JointBatch]:
         own = rank_slice(rows, self._replica.rank, self._replica.world_size)
-        labels = self._labels[torch.from_numpy(own)].to(self._device)
-        sizes = slice_sizes(len(rows), self._replica.world_size)
+        labels, sizes = self._labels[rows], slice_sizes(len(rows), self._replica.world_size)
+        known = JointRows(sizes, torch.from_numpy(labels).to(self._device), host_labels=labels)
         with torch.no_grad():
-            return own, gather_batch(self._embed(own), labels, self._replica, sizes)
+            return own, joint_batch(self._embed(own), known, self._replica)
 
 
 def _sums(batch: JointBatch, margin: float) -> Tensor:
     """Violating anchors, anchors, their nearest negatives' distances, distances of negatives, and their number."""
     seen = batch_distances(batch)
     counted = seen.nearest_negative.isfinite() & seen.farthest_positive.isfinite()
-    nearest, farthest = seen.nearest_negative[counted], seen.farthest_positive[counted]
     values = [
-        (nearest < farthest + margin).sum(),
+        (counted & (seen.nearest_negative < seen.farthest_positive + margin)).sum(),
         counted.sum(),
-        nearest.sum(),
-        seen.negatives.sum(),
-        torch.tensor(len(seen.negatives), device=nearest.device),
+        seen.nearest_negative.where(counted, 0.0).sum(),
+        seen.negatives.where(seen.is_negative, 0.0).sum(),
+        seen.is_negative.sum(),
     ]
     return torch.stack([value.double() for value in values])

@@ -25,6 +25,7 @@ from distmetric.losses.build import LossContext, build_loss
 from distmetric.miners.base import Miner
 from distmetric.miners.build import build_miner
 from distmetric.models.build import build_embedder
+from distmetric.models.compiled import compiled
 from distmetric.progress import Counter, Progress
 from distmetric.samplers.back_off import BackOff
 from distmetric.samplers.hard_neighbors import HardNeighborSampler, HardNeighborSamplerConfig
@@ -103,7 +104,8 @@ class Worker:
         self.sampler = build_sampler(config, self.catalog)
         self.attribute_values = known_attributes(config, self.catalog)
         self.batches = BatchLoader(
-            self.sampler, self.catalog, self.images, self.train_rows, replica, device, self.attribute_values
+            *(self.sampler, self.catalog, self.images, self.train_rows, replica, device),
+            *(self.attribute_values, config.data.prefetch),
         )
         # what is learned, and how
         self.embedder = build_embedder(
@@ -111,6 +113,10 @@ class Worker:
             allow_custom_targets=config.allow_custom_targets,
         )
         self.embedder.to(device, self.dtype)
+        if config.train.channels_last:
+            self.embedder.use_channels_last()
+        if config.train.compile:
+            self.embedder.use_compiled(compiled(self.embedder.trunk, device))
         miner = build_miner(config.miner, config.seed)
         self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)

@@ -144,9 +144,10 @@ def test_ranks_get_the_values_of_their_rows(glyph_cache) -> None:
     loaders = [BatchLoader(sampler, catalog, store, rows, Replica(rank, 2), CPU, values) for rank in range(2)]
     parts = [loader.get(3) for loader in loaders]
     for name, known in values.items():
-        numbers = torch.cat([part.attributes[name] for part in parts]).tolist()
-        assert [known[number] for number in numbers] == catalog.attribute(name)[sampler.batch(3)].tolist()
-        assert parts[0].attributes[name].dtype == torch.int64
+        for part in parts:
+            numbers = part.rows.attributes[name]
+            assert numbers.dtype == torch.int64
+            assert [known[number] for number in numbers] == catalog.attribute(name)[sampler.batch(3)].tolist()
     for loader in loaders:
         loader.close()
 
