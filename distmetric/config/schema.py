@@ -34,7 +34,8 @@ class CatalogDataConfig:
     test_split: str = "test"
     """Split whose classes the evaluation retrieves; never trained on."""
     memory_limit_gib: float = 2.0
-    """Images are decoded once into memory if they fit into this much per worker, and at every use otherwise."""
+    """Images are decoded once if they fit into this much, which the workers of a machine share as a file in its
+    temporary folder, and at every use otherwise."""
     prefetch: int = 1
     """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
 
@@ -59,7 +60,8 @@ class GlyphsDataConfig:
     test_split: str = "test"
     """Split whose classes the evaluation retrieves; never trained on."""
     memory_limit_gib: float = 2.0
-    """Images are decoded once into memory if they fit into this much per worker, and at every use otherwise."""
+    """Images are decoded once if they fit into this much, which the workers of a machine share as a file in its
+    temporary folder, and at every use otherwise."""
     prefetch: int = 1
     """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
 

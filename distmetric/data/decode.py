@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import logging
 import os
 import threading
 import warnings
@@ -14,11 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL import __version__ as PILLOW
 
+from distmetric import __version__
 from distmetric.data.catalog import Catalog
 from distmetric.data.locations import readable
+from distmetric.data.pixel_file import PixelFile
 from distmetric.errors import InputError
 from distmetric.progress import Progress
+
+log = logging.getLogger(__name__)
 
 MAX_PIXELS = 100_000_000
 # An image above this is decoded while no other of its kind is: threads times the largest image would be too much.
@@ -201,9 +208,11 @@ class ImageStore:
         size: Height and width in pixels; one number for a square. See `decode_image`.
         channels: 1 (gray) or 3 (RGB).
         memory_limit_bytes: Most bytes to hold; 0 decodes every batch.
-        threads: Threads that decode; by default the CPU cores that this process may use, or one where the
-            encoded images are small (below 8 KiB on average).
+        threads: Threads that decode; by default the CPU cores that this process may use. Where the encoded images are
+            small (below 8 KiB on average) it is one in any case.
         rows: int64 row numbers to hold; None for all. Other rows can still be asked for and are decoded then.
+        shared: Whether processes of this machine that hold the same rows decode them together and share one copy
+            (`PixelFile`); where that cannot be, each has its own.
 
     Raises:
         InputError: An image to hold cannot be decoded.
@@ -217,6 +226,7 @@ class ImageStore:
         memory_limit_bytes: int = 2 << 30,
         threads: int | None = None,
         rows: npt.NDArray[np.int64] | None = None,
+        shared: bool = False,
     ) -> None:
         if channels not in (1, 3):
             raise InputError(f"channels={channels}: an image has 1 (gray) or 3 (RGB)")
@@ -225,19 +235,43 @@ class ImageStore:
             raise InputError(f"size={size}: height and width are at least 1 pixel")
         self.catalog = catalog
         self.image_shape = (channels, height, width)
-        self._threads = threads or (available_cores() if _threads_pay(catalog) else 1)
+        self._threads = (threads or available_cores()) if _threads_pay(catalog) else 1
         self._pool: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._held: torch.Tensor | None = None
+        self._file: PixelFile | None = None
         held_rows = np.arange(len(catalog)) if rows is None else np.unique(self._checked(rows))
         self._slots = np.full(len(catalog), -1, np.int64)
         if 0 < len(held_rows) * int(np.prod(self.image_shape)) <= memory_limit_bytes:
-            progress = Progress("images decoded", total=len(held_rows))
-            pixels = np.empty((len(held_rows), *self.image_shape), np.uint8)
-            self._decode(held_rows, pixels, np.arange(len(held_rows)), progress.update)
-            self._held = torch.from_numpy(pixels)
-            progress.close()
+            self._held = torch.from_numpy(self._decoded_once(held_rows, shared))
             self._slots[held_rows] = np.arange(len(held_rows))
+
+    def _decoded_once(self, rows: npt.NDArray[np.int64], shared: bool) -> Pixels:
+        progress = Progress("images decoded", total=len(rows))
+        if shared:
+            try:
+                pixels = self._decoded_together(rows, progress.update)
+                progress.close()
+                return pixels
+            except OSError as error:
+                log.warning("every worker decodes images for itself: %s", error)
+        pixels = np.empty((len(rows), *self.image_shape), np.uint8)
+        self._decode(rows, pixels, np.arange(len(rows)), progress.update)
+        progress.close()
+        return pixels
+
+    def _decoded_together(self, rows: npt.NDArray[np.int64], done: Callable[[int], None]) -> Pixels:
+        digest = hashlib.sha256(rows.tobytes()).hexdigest()
+        key = f"{self.catalog.fingerprint} {digest} {__version__} {PILLOW}"
+        self._file = PixelFile(key, (len(rows), *self.image_shape))
+
+        def decode(part: slice) -> Pixels:
+            wanted = rows[part]
+            pixels = np.empty((len(wanted), *self.image_shape), np.uint8)
+            self._decode(wanted, pixels, np.arange(len(wanted)))
+            return pixels
+
+        return self._file.fill(decode, done)
 
     @property
     def held_bytes(self) -> int:
@@ -270,7 +304,9 @@ class ImageStore:
         return pixels
 
     def close(self) -> None:
-        """Stop the threads; the store starts new ones if it is used again."""
+        """Stop the threads and let go of what is shared; the store can be used on, and starts new threads then."""
+        if self._file is not None:
+            self._file.release()
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:

@@ -54,7 +54,7 @@ def _try_out(settings: dict[str, Any], device: torch.device) -> None:
     except Exception as error:  # a compiler's own, a missing package, a folder that cannot be written
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ResourceError(
-            f"train.compile=true, but torch.compile does not work on this machine "
-            f"({lines[0][:200] if lines else type(error).__name__}): install a compiler (on a CPU g++, on a GPU gcc and "
-            "triton), or set train.compile=false"
+            "train.compile=true, but torch.compile does not work on this machine "
+            f"({lines[0][:200] if lines else type(error).__name__}): install what it needs (g++ for a CPU, gcc and "
+            "triton for a GPU), or set train.compile=false"
         ) from None

@@ -125,7 +125,7 @@ class Embedder(nn.Module):
 
         Names, shapes and values stay, weights in checkpoints too; results differ by rounding.
         """
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._layout = torch.channels_last
 
     def use_compiled(self, trunk: Callable[[Tensor], Tensor]) -> None:

@@ -33,8 +33,8 @@ class Need:
     """Memory that a training cannot do without, in bytes.
 
     Args:
-        images: Decoded images that each worker holds from the start to the end.
-        batches: Images of the global batch in work and of the next one, all workers together.
+        images: Decoded images, which the workers of a machine share from the start to the end.
+        batches: Images of the global batch in work and of those read ahead, all workers together.
         model: Weights, gradients and what the optimizer keeps of each weight, per worker.
         workers: How many there are.
     """
@@ -47,13 +47,12 @@ class Need:
     @property
     def total(self) -> int:
         """With all workers on one machine."""
-        return self.batches + self.workers * (self.images + self.model)
+        return self.images + self.batches + self.workers * self.model
 
     def fix(self) -> str:
         """What to do about the largest share."""
         shares = {
-            "lower data.memory_limit_gib, so that images are decoded when they are used": self.workers
-            * self.images,
+            "lower data.memory_limit_gib, so that images are decoded when they are used": self.images,
             "lower sampler.classes_per_batch or model.image_size": self.batches,
             "choose a smaller model or model.embedding_dim, or fewer workers": self.workers * self.model,
         }
@@ -78,7 +77,7 @@ def check_memory(config: Config, catalog: Catalog, available: int | None = None)
     if free is None or need.total <= free:
         return
     parts = {
-        f"{need.workers} x images": need.workers * need.images,
+        "images": need.images,
         "batches": need.batches,
         f"{need.workers} x model": need.workers * need.model,
     }
@@ -104,7 +103,7 @@ def least_memory(config: Config, catalog: Catalog) -> Need:
     workers = config.trainer.min_workers
     if config.trainer.use_gpu:  # where the model is, and the batches once they are decoded
         return Need(held, batch, 0, workers)
-    return Need(held, 2 * batch, _model_bytes(config), workers)
+    return Need(held, (1 + config.data.prefetch) * batch, _model_bytes(config), workers)
 
 
 def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -191,6 +191,7 @@ class Worker:
     def finish(self) -> Checkpoint:
         """Stop reading ahead and return the best checkpoint, on every rank."""
         self.batches.close()
+        self.images.close()
         if self.rounds is not None:
             self.rounds.close()
         self.progress.close()
@@ -379,5 +380,7 @@ class Worker:
             model.image_size,
             model.channels,
             memory_limit_bytes=int(data.memory_limit_gib * (1 << 30)),
+            threads=torch.get_num_threads(),  # that the machine has for this worker
             rows=held_rows(self.train_rows, self.test_rows),
+            shared=True,
         )

@@ -75,8 +75,8 @@ def test_models_of_others_count_for_nothing_before_they_are_there(glyph_cache) -
     assert least_memory(config, open_data(config.data)).model == 0
 
 
-def test_every_worker_holds_its_images_and_its_model() -> None:
-    assert Need(images=5, batches=7, model=3, workers=4).total == 7 + 4 * 8
+def test_every_worker_holds_its_model_and_all_share_the_images() -> None:
+    assert Need(images=5, batches=7, model=3, workers=4).total == 5 + 7 + 4 * 3
 
 
 def test_this_machine_tells_and_holds_a_small_run(glyph_cache) -> None:
