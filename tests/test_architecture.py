@@ -86,7 +86,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "benchmarks": (
         *("training", "losses", "miners", "distributed", "functional", "evaluation", "index", "tracking"),
-        *("config", "errors", "progress", "secrets", "__version__"),
+        *("config", "data", "samplers", "errors", "progress", "secrets", "__version__"),
     ),
     "jobs": ("cluster", "inference", "data", "index", "benchmarks", "config"),
 }

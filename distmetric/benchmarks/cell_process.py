@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from distmetric.benchmarks.cell import Measurement, Spec
+from distmetric.benchmarks.data_path.measure import DataMeasurement, DataSpec, measure_data
 from distmetric.benchmarks.index.measure import IndexMeasurement, IndexSpec, measure_index
 from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec, measure_loss
 from distmetric.benchmarks.memory import is_out_of_memory
@@ -38,6 +39,7 @@ class Kind:
 KINDS = {
     LossSpec.suite: Kind(LossSpec, LossMeasurement, measure_loss),
     IndexSpec.suite: Kind(IndexSpec, IndexMeasurement, measure_index),
+    DataSpec.suite: Kind(DataSpec, DataMeasurement, measure_data),
 }
 
 

@@ -41,6 +41,7 @@ def describe_machine(device: str, threads: int) -> dict[str, str | int | float]:
         "torch": torch.__version__,
         "distmetric": __version__,
         PEER: _version(PEER),
+        "pillow": _version("pillow"),
         "faiss": _version("faiss-gpu", "faiss-cpu"),
     }
 

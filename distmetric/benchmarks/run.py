@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from distmetric.benchmarks.cell import Outcome
+from distmetric.benchmarks.data_path.suite import DataSuite
 from distmetric.benchmarks.fresh_process import run_fresh
 from distmetric.benchmarks.index.suite import IndexSuite
 from distmetric.benchmarks.losses.suite import LossSuite
@@ -23,7 +24,7 @@ from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ResourceError
 from distmetric.progress import Progress
 
-SUITES: dict[str, Suite] = {"losses": LossSuite(), "index": IndexSuite()}
+SUITES: dict[str, Suite] = {"losses": LossSuite(), "index": IndexSuite(), "data": DataSuite()}
 """Suites that measure cells. The other one, soak, disturbs a training."""
 
 

@@ -218,7 +218,7 @@ def test_where_no_file_can_be_shared_every_store_has_its_own(
     spoil, folder, glyphs, monkeypatch, caplog
 ) -> None:
     spoil(folder, monkeypatch)
-    with pytest.raises(OSError, match="room|alone|No such file"):
+    with pytest.raises(OSError, match=r"room|alone|No such file"):
         PixelFile("key", SHAPE)
     rows = np.arange(40)
     shared = ImageStore(glyphs, 28, 1, rows=rows, shared=True)

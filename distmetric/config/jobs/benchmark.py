@@ -9,7 +9,7 @@ from typing import Any, Literal
 from distmetric.config.schema import MLflowConfig, TrackingConfig
 from distmetric.functional.checks import check_at_least, check_not_negative
 
-_LOSSES, _INDEX, _SOAK = {"suite": "losses"}, {"suite": "index"}, {"suite": "soak"}
+_LOSSES, _INDEX, _SOAK, _DATA = ({"suite": name} for name in ("losses", "index", "soak", "data"))
 _OF_CELLS = ("sizes", "steps", "threads", "device", "memory_limit_gib", "timeout_s")
 
 
@@ -17,12 +17,12 @@ _OF_CELLS = ("sizes", "steps", "threads", "device", "memory_limit_gib", "timeout
 class BenchmarkJob:
     """jobs/benchmark.py: time and memory, each beside its peer and a bare matmul, and what a training survives."""
 
-    suite: Literal["losses", "index", "soak"] = "losses"
-    """What is measured: the losses, searches of a whole data set, or what a training survives. Settings of the other
-    suites are refused."""
+    suite: Literal["losses", "index", "soak", "data"] = "losses"
+    """What is measured: the losses, searches of a whole data set, what a training survives, or reading, decoding and
+    augmenting images. Settings of the other suites are refused."""
     sizes: list[int] | None = None
-    """Batch sizes N, of all processes together (losses; null: 1024 and 8192), or rows of the data set (index; null:
-    5000 and 20000, or those of `embeddings`)."""
+    """Batch sizes N, of all processes together (losses; null: 1024 and 8192), rows of the data set (index; null: 5000
+    and 20000, or those of `embeddings`), or images of a batch (data; null: 256)."""
     losses: list[str] | None = field(default=None, metadata=_LOSSES)
     """suite=losses: names of the losses; null for all."""
     peers: bool = field(default=True, metadata=_LOSSES)
@@ -56,6 +56,10 @@ class BenchmarkJob:
     kill_everything, stop; null for all."""
     seed: int = field(default=0, metadata=_SOAK)
     """suite=soak: key of which fault comes when."""
+    images: list[str] | None = field(default=None, metadata=_DATA)
+    """suite=data: names of the sets of images: glyphs_held, glyphs, jpeg256_held, jpeg256, jpeg512; null for all."""
+    prefetch: int = field(default=1, metadata=_DATA)
+    """suite=data: batches that the loader reads ahead."""
     steps: int = 5
     """Least number of timed steps of a cell; short ones are repeated for a second."""
     threads: int | None = None
@@ -95,7 +99,7 @@ class BenchmarkJob:
                 "tracking.register and tracking.system_metrics are for training runs: leave them out"
             )
         checks = {"losses": self._check_losses, "index": self._check_index, "soak": self._check_soak}
-        checks[self.suite]()
+        checks.get(self.suite, self._check_data)()
 
     def _check_losses(self) -> None:
         if self.losses == [] or not self.processes:
@@ -109,6 +113,21 @@ class BenchmarkJob:
                         f"sizes={size} must be a multiple of {4 * processes} and at least {8 * processes}: "
                         f"classes of four, shared by {processes} processes"
                     )
+
+    def _check_data(self) -> None:
+        if self.images == []:
+            raise ValueError("images must not be an empty list: name some, or leave it null")
+        check_at_least(1, prefetch=self.prefetch)
+        for size in self.sizes or ():
+            if size < 8 or size % 4:
+                raise ValueError(
+                    f"sizes={size} is wrong: give multiples of 4 from 8 on, four images of a class"
+                )
+        for name in ("device", "memory_limit_gib"):
+            if getattr(self, name) != BenchmarkJob.__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name} is for what computes with embeddings, not for suite=data: leave it out"
+                )
 
     def _check_soak(self) -> None:
         if self.faults == []:
