@@ -36,7 +36,7 @@ class AugmentedImages:
         self._how = (spec, seed, step)
 
     def __len__(self) -> int:
-        return len(self._batch.labels)
+        return len(self._batch.ids)
 
     def __getitem__(self, part: slice) -> Tensor:
         """Some of the images, (n, C, H, W)."""

@@ -115,8 +115,6 @@ class Worker:
         self.embedder.to(device, self.dtype)
         if config.train.channels_last:
             self.embedder.use_channels_last()
-        if config.train.compile:
-            self.embedder.use_compiled(compiled(self.embedder.trunk, device))
         miner = build_miner(config.miner, config.seed)
         self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
@@ -137,6 +135,8 @@ class Worker:
         newest, best = newest_of(self.store, replica, device)
         recorded = None if newest is None else newest.meta.get("chunks")
         self.model = ModelPass(config, self.embedder, replica, device, recorded)
+        if config.train.compile:
+            self.embedder.use_compiled(compiled(self.embedder.trunk, device))
         self.monitor = Monitor(replica, self.sampler.batch_size, self.model.chunk_size)
         self.step = 0
         self.wishes = Wishes(stop, replica)

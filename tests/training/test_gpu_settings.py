@@ -19,6 +19,7 @@ SMALL = (
     *("model=resnet", "model.widths=[6, 8]", "model.blocks_per_stage=[1, 1]", "model.embedding_dim=16"),
     *("train.steps=6", "train.log_every=1", "eval.every_steps=3", "checkpoint.every_steps=3"),
 )
+CHUNKS = ("train.chunk_size=5", "model.norm=group")
 EXACT = (*SMALL, "train.precision=float64")
 
 
@@ -61,7 +62,9 @@ def plainly_compiled(monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("plainly_compiled")
-@pytest.mark.parametrize("more", [(), ("sampler=hard_neighbors", "index=inline", "sampler.warmup_steps=1")])
+@pytest.mark.parametrize(
+    "more", [(), ("sampler=hard_neighbors", "index=inline", "sampler.warmup_steps=1"), CHUNKS]
+)
 def test_a_compiled_training_is_the_same_and_survives_an_interruption(more, glyph_cache, tmp_path) -> None:
     plain, _ = final_state(tiny_config(glyph_cache, *SMALL, *more), tmp_path / "plain")
     config = tiny_config(glyph_cache, *SMALL, *more, "train.compile=true")

@@ -38,6 +38,7 @@ CASES = {
     "loss=supcon augment=photo augment.saturation=0": set(),
     "loss=supcon augment=affine train.non_finite=skip optim=sgd optim.clip_norm=1": set(),
     "loss=supcon train.precision=bfloat16": set(),
+    "loss=supcon train.chunk_size=8 model.norm=group": set(),
 }
 
 
