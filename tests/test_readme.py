@@ -291,6 +291,10 @@ CHECKS: dict[str, Check] = {
     "methods=[flat,flat_negative,class_balls]": gives(
         lambda _, result: set(result["statuses"]) == {"ok"}, "steps=1", "k=2"
     ),
+    "python jobs/benchmark.py suite=data": gives(
+        lambda _, result: result["statuses"] == {"ok": 1} and Path(result["markdown"]).is_file(),
+        *("images=[jpeg256]", "sizes=[8]", "steps=1", "threads=1"),
+    ),
     "python -m distmetric.index.scale": runs(),
     "export RAY_AUTH_MODE=token": SUBMIT,
     "ray get-auth-token --generate > /dev/null": made_token,

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from PIL import __version__ as PILLOW
 
-from distmetric import __version__
 from distmetric.data.catalog import Catalog
 from distmetric.data.locations import readable
 from distmetric.data.pixel_file import PixelFile
@@ -262,7 +262,8 @@ class ImageStore:
 
     def _decoded_together(self, rows: npt.NDArray[np.int64], done: Callable[[int], None]) -> Pixels:
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
-        key = f"{self.catalog.fingerprint} {digest} {__version__} {PILLOW}"
+        code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+        key = f"{self.catalog.fingerprint} {digest} {code} {PILLOW}"
         self._file = PixelFile(key, (len(rows), *self.image_shape))
 
         def decode(part: slice) -> Pixels:
