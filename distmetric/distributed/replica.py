@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from distmetric.errors import ResourceError
+
 
 @dataclass(frozen=True)
 class Replica:
@@ -69,11 +71,24 @@ def join_from_environment(timeout_s: float = 600.0) -> Replica:
 
     Returns:
         The replica of this process; NCCL for tensors on GPUs, gloo for those on CPUs.
+
+    Raises:
+        ResourceError: If the ranks cannot meet: a port in use, an address that is none, ranks that do not come.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return Replica()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    try:
+        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+    except (dist.DistError, ValueError) as error:
+        place = ":".join(
+            os.environ.get(name, f"({name} is not set)") for name in ("MASTER_ADDR", "MASTER_PORT")
+        )
+        why = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise ResourceError(
+            f"the ranks cannot meet at {place} ({why}): let MASTER_PORT be a port that is free where rank 0 runs, "
+            "and MASTER_ADDR an address of that machine which all can reach"
+        ) from None
     return Replica.current()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +63,28 @@ def test_a_wrong_configuration_is_one_line(content, message, tmp_path: Path) -> 
     assert ran.stderr.startswith("error: ")
     assert message in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "says"),
+    [
+        ("", r"the ranks cannot meet at 127\.0\.0\.1:\d+ \(.*address already in use"),
+        ("MASTER_ADDR", r"the ranks cannot meet at \(MASTER_ADDR is not set\):\d+ \(.*MASTER_ADDR"),
+    ],
+)
+def test_a_port_that_is_in_use_is_said(missing: str, says: str, glyph_cache, tmp_path: Path) -> None:
+    config = tiny_config(glyph_cache, f"output_dir={tmp_path}/out")
+    (tmp_path / "config.json").write_text(json.dumps(config_dict(config)))
+    command = [sys.executable, "-m", "distmetric.training", str(tmp_path / "config.json")]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"} | place
+        environment = {name: value for name, value in (os.environ | rank).items() if name != missing}
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert ran.returncode == 3
+    assert re.search(f"^error: {says}", ran.stderr.splitlines()[-1])
+    assert "Traceback" not in ran.stderr
+    assert not (tmp_path / "out").exists()
 
 
 SETTINGS = ("model.widths=[8, 8]", "model.embedding_dim=16", "train.steps=120", "eval.every_steps=60")
