@@ -47,7 +47,7 @@ from distmetric.index.embedding_writer import EmbeddingWriter, embedding_batch, 
 from distmetric.training.checkpoint import CheckpointStore, read_checkpoint
 from distmetric.training.run_folder import RunFolder, read_run
 
-SECONDS_A_CASE = 30
+SECONDS_A_CASE = 120
 MEMORY_BYTES = 3 << 30
 """Address space that a case may take beside what the process has; images of 100 megapixels need a part of it."""
 
