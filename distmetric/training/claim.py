@@ -131,6 +131,9 @@ class RunWriter:
     def everywhere(self, write: Callable[[], None]) -> None:
         """Have every rank write something of its own; all ranks call it, and where one cannot, all of them stop.
 
+        Whose the run is has been seen by a call just before, and is again by the one that follows: what is written here
+        means nothing without that one's.
+
         Raises:
             UserError: On all ranks, if one of them met one.
         """

@@ -26,12 +26,13 @@ def train(worker: Worker) -> TrainResult:
     """Train from where the worker stands to the last step, evaluating and saving on the way.
 
     Ranks talk in five places of a step: the moments of norms over the joint batch (the head's, and all with
-    norm=sync_batch), the gather of embeddings (backward: reduce-scatter), a few numbers of the loss, the mean of
-    gradients (DDP's, or one after all chunks), and, every `log_every` steps, the measurements; and where a sampler
-    plans rounds from the neighbor index, before each of them, to agree on the snapshot. Labels and ids of all ranks are
-    known from the plan. Nobody waits for the index: `plan` takes the snapshot that is there, `share` leaves embeddings
-    for a thread to send. Nor does the host wait for a GPU between two logs. Only rank 0 writes. Before a step the hosts
-    exchange one number: whether anybody was asked to stop.
+    norm=sync_batch), the gather of embeddings (backward: reduce-scatter), a few numbers of the loss (with sharded
+    classes of each row, and of the gradient), the mean of gradients (DDP's, or one after all chunks), and, every
+    `log_every` steps, the measurements; and where a sampler plans rounds from the neighbor index, before each of them,
+    to agree on the snapshot. Labels and ids of all ranks are known from the plan. Nobody waits for the index: `plan`
+    takes the snapshot that is there, `share` leaves embeddings for a thread to send. Nor does the host wait for a GPU
+    between two logs. Only rank 0 writes, but for sharded classes, of which everyone writes its own. Before a step the
+    hosts exchange one number: whether anybody was asked to stop.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.embedder.train()

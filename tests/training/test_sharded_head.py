@@ -274,6 +274,13 @@ def test_all_ranks_leave_a_step_out_whose_gradient_is_infinite_on_one_of_them(gl
         np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-9)
 
 
+def test_a_batch_in_chunks_meets_a_sharded_head(glyph_cache, tmp_path) -> None:
+    settings = (*ARCFACE, "model.norm=group", "train.steps=6")
+    expected = run(Replica(), tiny_config(glyph_cache, *settings), tmp_path / "whole")
+    chunked = tiny_config(glyph_cache, *settings, "train.chunk_size=5")
+    assert_equal(run_ranks(2, run, chunked, tmp_path / "chunks")[0], expected)
+
+
 HARD = (
     *(
         "sampler=hard_neighbors",
