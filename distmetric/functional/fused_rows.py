@@ -25,7 +25,7 @@ from distmetric.functional.pair_blocks import REFINE_BELOW
 Counted = Literal["others", "negatives"]
 """Which columns of an anchor count: all but itself, or those of another label."""
 
-DEVICES = ("cuda",)
+DEVICES: tuple[str, ...] = ("cuda",)
 # Tensor cores that multiply bfloat16 and TF32 came with Ampere.
 LEAST_CAPABILITY = (8, 0)
 # Longer rows than this make a gradient compute distances again too often.

@@ -27,6 +27,7 @@ from distmetric.losses.exponential_rows import ExponentialRowLoss
 from losses.cases import CASES, Case, seeded
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|divide by zero) encountered:RuntimeWarning")
 ROOT = Path(__file__).parents[2]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SMALL = Tiles(rows=16, columns=32, part=16, inner=16, out=32, warps=4, stages=2)
