@@ -28,6 +28,8 @@ Counted = Literal["others", "negatives"]
 DEVICES: tuple[str, ...] = ("cuda",)
 # Tensor cores that multiply bfloat16 and TF32 came with Ampere.
 LEAST_CAPABILITY = (8, 0)
+# Tensor cores cut off digits when they add up: pairs count as near a little earlier than in blocks.
+NEAR_BELOW = 4 * REFINE_BELOW[torch.float32]
 # Longer rows than this make a gradient compute distances again too often.
 MOST_WIDTH = 1024
 
@@ -246,7 +248,7 @@ class _TiledPairs:
             ranges = label_ranges(column_labels, labels)
             self.columns = self._side(columns, rows[1], origin, order, ranges, column_own)
         squares = self.columns.constant[: len(columns)]
-        self._near_below = squares.mean(0, keepdim=True) * REFINE_BELOW[torch.float32]
+        self._near_below = squares.mean(0, keepdim=True) * NEAR_BELOW
 
     def _side(
         self,
