@@ -13,9 +13,6 @@ from distmetric.functional.distinct_pairs import distinct_pairs
 from distmetric.functional.index_lists import collected
 from distmetric.functional.label_bands import expanded_ranges, label_ranges, positive_columns
 
-# Up to here a list of positive pairs takes less memory than two blocks of distances.
-MOST_PER_ROW = 64
-
 
 @dataclass(frozen=True)
 class Tuples:
@@ -121,19 +118,6 @@ def all_positive_pairs(
         return anchors, columns
     other = columns != anchor_index[anchors]
     return anchors[other], columns[other]
-
-
-def few_positive_pairs(
-    labels: Tensor, column_labels: Tensor, anchor_index: Tensor | None
-) -> tuple[Tensor, Tensor] | None:
-    """What `all_positive_pairs` lists, unless that is more than MOST_PER_ROW for each row, anchors or columns.
-
-    Cost: on a GPU the CPU waits for it to count.
-    """
-    first, last = label_ranges(labels, torch.sort(column_labels)[0])
-    if int((last - first).sum()) > MOST_PER_ROW * max(len(labels), len(column_labels)):
-        return None
-    return all_positive_pairs(labels, column_labels, anchor_index)
 
 
 def all_negative_pairs(labels: Tensor, column_labels: Tensor) -> tuple[Tensor, Tensor]:

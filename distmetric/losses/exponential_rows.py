@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from distmetric.functional.fused_rows import Counted, fused_logsumexp, is_fused
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.listed_pairs import listed_distances
+from distmetric.functional.listed_pairs import few_positive_pairs, listed_distances
 from distmetric.functional.row_sums import RowSums
-from distmetric.functional.tuples import few_positive_pairs
 from distmetric.losses.base import LossTerm, RowLoss
 
 
@@ -48,10 +46,9 @@ class ExponentialRowLoss(RowLoss):
         power = self.power
         if batch.tuples is not None or power is None or not is_fused(batch):
             return super().terms(batch)
-        pairs = few_positive_pairs(batch.labels, batch.column_labels, batch.anchor_index)
+        pairs = few_positive_pairs(batch)
         if pairs is None:
             return super().terms(batch)
         logs = fused_logsumexp(batch, power, self.distance, self.counted)
-        near = listed_distances(batch, *pairs, self.distance)
-        same = torch.bincount(pairs[0], minlength=len(logs)) + (0 if batch.anchor_index is None else 1)
-        return [self.reduced(self.of_positives(pairs[0], near, logs, same < len(batch.column_labels)))]
+        near = listed_distances(batch, pairs.anchors, pairs.columns, self.distance)
+        return [self.reduced(self.of_positives(pairs.anchors, near, logs, pairs.num_negatives > 0))]

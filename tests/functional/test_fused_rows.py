@@ -14,16 +14,20 @@ import torch
 
 from distmetric.functional import (
     JointBatch,
+    all_positive_pairs,
     fused_rows,
     hardest_pairs,
+    listed_pairs,
     negative_logsumexp,
     paired_distances,
-    tuples,
 )
 from distmetric.functional.distances import DISTANCES, Distance, unit_length
 from distmetric.functional.fused_rows import Counted, Tiles, fused_logsumexp, is_fused
+from distmetric.functional.joint_batch import HostLabels
 from distmetric.losses import LiftedStructureLoss, TripletLoss
+from distmetric.losses.base import loss_value
 from distmetric.losses.exponential_rows import ExponentialRowLoss
+from host_syncs import HostSyncs
 from losses.cases import CASES, Case, seeded
 
 pytest.importorskip("triton")
@@ -239,11 +243,51 @@ def test_batches_without_a_pair_of_each_kind_stay_finite(case: Case, labels: lis
     torch.testing.assert_close(value.detach().double(), blocked)
 
 
+@SHAPES
+def test_few_positives_are_listed_as_all_of_them(shape: str) -> None:
+    batch = batch_of(shape, rows(41, 3), LABELS)
+    found = listed_pairs.few_positive_pairs(batch)
+    assert found is not None
+    expected = all_positive_pairs(batch.labels, batch.column_labels, batch.anchor_index)
+    assert torch.equal(found.anchors, expected[0])
+    assert torch.equal(found.columns, expected[1])
+    assert torch.equal(found.num_negatives, (batch.labels[:, None] != batch.column_labels).sum(1))
+
+
 def test_many_positives_are_not_listed(kernels, monkeypatch) -> None:
-    monkeypatch.setattr(tuples, "MOST_PER_ROW", 1)
+    monkeypatch.setattr(listed_pairs, "MOST_PER_ROW", 1)
     case = next(case for case in FUSED if isinstance(seeded(case, 4, 5), ExponentialRowLoss))
     seeded(case, 4, 5, torch.float32).to(DEVICE)(rows(12, 5).to(DEVICE), torch.arange(12) % 2)
     assert kernels == []
+
+
+class Nothing:
+    """Kernels that are started and do nothing, so that only the host's own work is seen."""
+
+    def __getattr__(self, name: str) -> Nothing:
+        return self
+
+    def __getitem__(self, grid: object) -> Nothing:
+        return self
+
+    def __call__(self, *arguments: object, **settings: object) -> Nothing:
+        return self
+
+
+@pytest.mark.parametrize(
+    "name", ["triplet_hinge", "supcon", "ntxent", "generalized_lifted", "multi_similarity"]
+)
+def test_the_host_waits_for_no_gpu(name: str, kernels, monkeypatch) -> None:
+    monkeypatch.setattr(fused_rows, "_kernels", Nothing)
+    loss = seeded(next(case for case in FUSED if case.name == name), 10, 6, torch.float32).to(DEVICE)
+    labels = torch.arange(24) % 6
+    known = HostLabels(labels.numpy(), labels.numpy())
+    batch = JointBatch.alone(rows(24, 6).to(DEVICE).requires_grad_(), labels.to(DEVICE), known)
+    syncs = HostSyncs()
+    with syncs.watch():
+        loss_value(loss.parts(batch)).backward()
+    assert syncs.found == []
+    assert kernels
 
 
 def test_one_place_decides_who_is_left_to_kernels(monkeypatch) -> None:

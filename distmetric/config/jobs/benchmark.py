@@ -140,7 +140,6 @@ class BenchmarkJob:
         if min(self.sizes or [8]) < 8:
             raise ValueError(f"sizes={self.sizes} is wrong: suite=kernels compares 8 rows or more")
 
-
     def _check_soak(self) -> None:
         if self.faults == []:
             raise ValueError("faults must not be an empty list: name some, or leave it null")
