@@ -108,6 +108,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "timm": ("distmetric/models/",),
     "pytorch_metric_learning": ("distmetric/benchmarks/",),
     "torchvision": (),
+    "triton": ("distmetric/functional/triton_kernels.py",),
+    "distmetric.functional.triton_kernels": ("distmetric/functional/fused_rows.py",),
     "faiss": ("distmetric/index/faiss_search.py", "distmetric/benchmarks/index/raw_faiss.py"),
 }
 
@@ -250,6 +252,8 @@ def test_the_lowest_rooms_and_the_jobs_need_no_other_package() -> None:
         ("distmetric/data/new.py", "import importlib\nimportlib.import_module('faiss')", False, True),
         ("distmetric/data/new.py", "import matplotlib.pyplot", False, True),
         ("distmetric/data/glyphs.py", "import matplotlib.pyplot", False, False),
+        ("distmetric/losses/new.py", "import triton.language as tl", False, True),
+        ("distmetric/losses/new.py", "from distmetric.functional import triton_kernels", False, True),
         ("distmetric/data/new.py", "import rays, torch.nn", False, False),
     ],
 )
@@ -259,7 +263,7 @@ def test_the_rules_see_what_they_forbid(file: str, source: str, layers: bool, pl
     assert any(map(is_misplaced, found)) == places
 
 
-HEAVY = {"ray", "mlflow", "faiss", "hydra", "omegaconf", "matplotlib", "torchvision"}
+HEAVY = {"triton", "ray", "mlflow", "faiss", "hydra", "omegaconf", "matplotlib", "torchvision"}
 NEEDS = {"fit": {"ray", "matplotlib"}, "load_config": {"hydra", "omegaconf"}}
 STAGES = """
 import sys

@@ -283,6 +283,9 @@ CHECKS: dict[str, Check] = {
         lambda _, result: result["statuses"] == {"ok": 2} and Path(result["markdown"]).is_file(),
         *("losses=[batch_hard]", "sizes=[64]", "processes=[1]"),
     ),
+    "python jobs/benchmark.py suite=kernels": checked_by(  # it needs a GPU
+        "tests/benchmarks/kernels/test_suite.py::test_without_a_gpu_one_line_says_so"
+    ),
     "python jobs/benchmark.py suite=index": gives(
         lambda _, result: set(result["statuses"]) == {"ok"} and Path(result["markdown"]).is_file(),
         *("methods=[flat,class_balls]", "sizes=[200]", "steps=1"),

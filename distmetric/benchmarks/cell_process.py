@@ -21,6 +21,7 @@ import torch
 from distmetric.benchmarks.cell import Measurement, Spec
 from distmetric.benchmarks.data_path.measure import DataMeasurement, DataSpec, measure_data
 from distmetric.benchmarks.index.measure import IndexMeasurement, IndexSpec, measure_index
+from distmetric.benchmarks.kernels.measure import KernelMeasurement, KernelSpec, measure_kernels
 from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec, measure_loss
 from distmetric.benchmarks.memory import is_out_of_memory
 from distmetric.distributed.replica import join_from_environment, leave
@@ -40,6 +41,7 @@ KINDS = {
     LossSpec.suite: Kind(LossSpec, LossMeasurement, measure_loss),
     IndexSpec.suite: Kind(IndexSpec, IndexMeasurement, measure_index),
     DataSpec.suite: Kind(DataSpec, DataMeasurement, measure_data),
+    KernelSpec.suite: Kind(KernelSpec, KernelMeasurement, measure_kernels),
 }
 
 

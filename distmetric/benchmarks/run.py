@@ -15,6 +15,7 @@ from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.data_path.suite import DataSuite
 from distmetric.benchmarks.fresh_process import run_fresh
 from distmetric.benchmarks.index.suite import IndexSuite
+from distmetric.benchmarks.kernels.suite import KernelSuite
 from distmetric.benchmarks.losses.suite import LossSuite
 from distmetric.benchmarks.machine import describe_machine
 from distmetric.benchmarks.report import open_report
@@ -24,7 +25,12 @@ from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ResourceError
 from distmetric.progress import Progress
 
-SUITES: dict[str, Suite] = {"losses": LossSuite(), "index": IndexSuite(), "data": DataSuite()}
+SUITES: dict[str, Suite] = {
+    "losses": LossSuite(),
+    "index": IndexSuite(),
+    "data": DataSuite(),
+    "kernels": KernelSuite(),
+}
 """Suites that measure cells. The other one, soak, disturbs a training."""
 
 

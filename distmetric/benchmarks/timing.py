@@ -15,16 +15,23 @@ _WANTED_S, _MOST_STEPS = 1.0, 50  # short steps are repeated more often, for a s
 
 
 class BareMatmul:
-    """The yardstick: one float32 product (N, D) x (D, M) with its result in memory that is there already.
+    """The yardstick: one product (N, D) x (D, M) with its result in memory that is there already.
 
     Large results are computed block of rows by block of rows, into the same 256 MiB.
     """
 
-    def __init__(self, size: int, num_columns: int, dim: int, device: torch.device) -> None:
-        self._rows = torch.randn(size, dim, device=device)
-        self._columns = torch.randn(num_columns, dim, device=device)
-        block = min(size, max(1, _MATMUL_BYTES // (4 * num_columns)))
-        self._out = torch.empty(block, num_columns, device=device)
+    def __init__(
+        self,
+        size: int,
+        num_columns: int,
+        dim: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._rows = torch.randn(size, dim, device=device, dtype=dtype)
+        self._columns = torch.randn(num_columns, dim, device=device, dtype=dtype)
+        block = min(size, max(1, _MATMUL_BYTES // (dtype.itemsize * num_columns)))
+        self._out = torch.empty(block, num_columns, device=device, dtype=dtype)
 
     def __call__(self) -> None:
         """Compute it once."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distmetric.functional.distances import Distance
+from distmetric.functional.fused_rows import fused_hardest, is_fused
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import SortedPairs
 
@@ -42,6 +43,8 @@ def hardest_pairs(batch: JointBatch, distance: Distance = "euclidean") -> Hardes
         Indices and validity, O(B). Cost: B N D multiplications and two blocks of `BLOCK_BYTES`. Ties go to one of
         the tied columns. An anchor without positive or without negative is not valid.
     """
+    if is_fused(batch):
+        return HardestPairs(*fused_hardest(batch, distance))
     positive, negative = (torch.zeros_like(batch.labels) for _ in range(2))
     valid = torch.zeros_like(batch.labels, dtype=torch.bool)
     # Roots keep the order and need not be taken.

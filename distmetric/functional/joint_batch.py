@@ -59,6 +59,7 @@ class JointBatch:
             where `gather_rows` is given, or nobody else has anchors.
         joint_labels: (A,) int64 labels of `joint_anchors`.
         host_labels: `labels` and `column_labels` once more, where the host knows them; `on_host` has them in any case.
+        narrow: What `prepared` has made wider: anchors and columns as they came, then as they are now.
     """
 
     anchors: Tensor
@@ -81,6 +82,7 @@ class JointBatch:
     joint_anchors: Tensor | None = None
     joint_labels: Tensor | None = None
     host_labels: HostLabels | None = None
+    narrow: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     @classmethod
     def alone(cls, embeddings: Tensor, labels: Tensor, host_labels: HostLabels | None = None) -> JointBatch:
@@ -121,7 +123,21 @@ class JointBatch:
     def prepared(self, normalize: bool) -> JointBatch:
         """The batch in float32 or wider and, where asked, with embeddings of length one."""
         batch = self.with_embeddings(at_least_float32)
-        return batch.with_embeddings(unit_length) if normalize else batch
+        batch = batch.with_embeddings(unit_length) if normalize else batch
+        if self.anchors.dtype == batch.anchors.dtype or self.columns.dtype != self.anchors.dtype:
+            return batch
+        came = self.anchors.detach(), self.columns.detach()
+        return replace(batch, narrow=(came, (batch.anchors, batch.columns)))
+
+    def narrow_rows(self) -> tuple[Tensor, Tensor] | None:
+        """Anchors and columns in half precision, if these are they but for a factor for each row.
+
+        A product of such numbers is exact in float32, and much faster than one of what became of them.
+        """
+        if self.narrow is None:
+            return None
+        came, became = self.narrow
+        return came if became[0] is self.anchors and became[1] is self.columns else None
 
 
 def single_batch(

@@ -2,14 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distmetric.functional.distances import Distance, pair_chunks, paired_distances
 from distmetric.functional.joint_batch import JointBatch
+from distmetric.functional.label_bands import label_ranges
+
+# Up to here a list of positive pairs takes less memory than two blocks of distances.
+MOST_PER_ROW = 64
+
+
+class PositivePairs(NamedTuple):
+    """All positive pairs of a batch, ascending, and what they leave.
+
+    Attributes:
+        anchors: (P,) int64.
+        columns: (P,) int64.
+        num_negatives: (B,) int64 columns of other labels, of every anchor.
+    """
+
+    anchors: Tensor
+    columns: Tensor
+    num_negatives: Tensor
+
+
+def few_positive_pairs(batch: JointBatch) -> PositivePairs | None:
+    """What `all_positive_pairs` lists, unless that is more than MOST_PER_ROW for each row, anchors or columns.
+
+    No GPU is waited for where the batch's labels are known on the host.
+    """
+    known = batch.on_host()
+    sorted_known = np.sort(known.columns)
+    same = np.searchsorted(sorted_known, known.anchors, "right") - np.searchsorted(
+        sorted_known, known.anchors
+    )
+    own = 0 if batch.anchor_index is None else 1
+    total = int(same.sum()) - own * len(same)
+    if total > MOST_PER_ROW * max(len(known.anchors), len(known.columns)):
+        return None
+    sorted_labels, order = torch.sort(batch.column_labels, stable=True)
+    first, last = label_ranges(batch.labels, sorted_labels)
+    counts, device = last - first - own, order.device
+    anchors = torch.repeat_interleave(torch.arange(len(counts), device=device), counts, output_size=total)
+    places = first[anchors] + torch.arange(total, device=device) - (counts.cumsum(0) - counts)[anchors]
+    if batch.anchor_index is not None:
+        position = torch.empty_like(order)
+        position[order] = torch.arange(len(order), device=device)
+        # The anchor itself, which lies among its like, is stepped over.
+        places += places >= position[batch.anchor_index][anchors]
+    return PositivePairs(anchors, order[places], len(order) - (last - first))
 
 
 def listed_distances(batch: JointBatch, rows: Tensor, columns: Tensor, distance: Distance) -> Tensor:

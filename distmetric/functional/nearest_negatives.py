@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from distmetric.functional.distances import Distance
+from distmetric.functional.fused_rows import fused_logsumexp, is_fused
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, row_values
@@ -25,6 +26,8 @@ def negative_logsumexp(batch: JointBatch, margin: float, distance: Distance = "e
         (B,) values; -inf for an anchor without negatives (its gradient is 0). Cost: B N D forward, 3 B N D backward
         (distances are computed again rather than kept), three blocks of `BLOCK_BYTES`.
     """
+    if is_fused(batch):
+        return fused_logsumexp(batch, 1.0, distance, "negatives") + margin
 
     def anchor_rows(block: PairBlock) -> Row:
         pushes = torch.sub(margin, block.distances, out=block.scratch)

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from distmetric.functional.distances import Distance
 from distmetric.functional.joint_batch import JointBatch
@@ -15,7 +16,8 @@ from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_counts, segment_logsumexp
 from distmetric.functional.tuples import Tuples
-from distmetric.losses.base import Reduction, RowLoss
+from distmetric.losses.base import Reduction
+from distmetric.losses.exponential_rows import ExponentialRowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -33,7 +35,7 @@ class GeneralizedLiftedStructureLossConfig:
     """Mean over anchors (mean), over those above 0 (nonzero_mean), or sum."""
 
 
-class GeneralizedLiftedStructureLoss(RowLoss):
+class GeneralizedLiftedStructureLoss(ExponentialRowLoss):
     """Generalized lifted structured loss.
 
     Formula: L = mean_a [ log sum_{p != a, y_p = y_a} e^{D_ap - beta} + log sum_{n: y_n != y_a} e^{alpha - D_an} ]_+
@@ -66,6 +68,9 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         self.neg_margin = neg_margin
         self.pos_margin = pos_margin
 
+    counted = "negatives"
+    power = 1.0
+
     def anchor_rows(self, block: PairBlock) -> Row:
         """See `RowLoss.anchor_rows`; one term per anchor."""
         valid = (block.num_positives > 0) & (block.num_negatives > 0)
@@ -89,11 +94,16 @@ class GeneralizedLiftedStructureLoss(RowLoss):
         anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
         near = listed_distances(batch, anchors, chosen.positives, self.distance)
         far = listed_distances(batch, others, chosen.negatives, self.distance)
-        valid = (segment_counts(anchors, size) > 0) & (segment_counts(others, size) > 0)
-        lifted = segment_logsumexp(near - self.pos_margin, anchors, size) + (
-            segment_logsumexp(self.neg_margin - far, others, size)
-        )
-        values = F.relu(lifted[valid])
+        logs = segment_logsumexp(-far, others, size)
+        return self.of_positives(anchors, near, logs, segment_counts(others, size) > 0)
+
+    def of_positives(self, anchors: Tensor, near: Tensor, logs: Tensor, can_count: Tensor) -> RowSums:
+        """See `ExponentialRowLoss.of_positives`."""
+        size = len(logs)
+        valid = (segment_counts(anchors, size) > 0) & can_count
+        to_positives = segment_logsumexp(near - self.pos_margin, anchors, size)
+        lifted = torch.where(valid, to_positives, 0) + torch.where(valid, logs + self.neg_margin, 0)
+        values = F.relu(lifted)
         return RowSums(values.sum(), valid.sum(), (values.detach() > 0).sum())
 
     def extra_repr(self) -> str:

@@ -17,7 +17,8 @@ from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_logsumexp
 from distmetric.functional.tuples import Tuples
-from distmetric.losses.base import Reduction, RowLoss
+from distmetric.losses.base import Reduction
+from distmetric.losses.exponential_rows import ExponentialRowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -48,7 +49,7 @@ class MultiSimilarityLossConfig:
         check_positive(alpha=self.alpha, beta=self.beta)
 
 
-class MultiSimilarityLoss(RowLoss):
+class MultiSimilarityLoss(ExponentialRowLoss):
     """Multi-similarity loss with the multi-similarity miner in the same pass.
 
     Formula, with base lambda and over all anchors:
@@ -104,6 +105,13 @@ class MultiSimilarityLoss(RowLoss):
         """The base as a distance: exponents are alpha (D - base_distance) and beta (base_distance - D)."""
         return {"cosine": 1 - self.base, "dot_product": -self.base}.get(self.distance, self.base)
 
+    counted = "negatives"
+
+    @property
+    def power(self) -> float | None:
+        """beta; None with an epsilon, which chooses among the pushes."""
+        return self.beta if self.epsilon is None else None
+
     def anchor_rows(self, block: PairBlock) -> Row:
         """See `RowLoss.anchor_rows`; one term per anchor."""
         band = block.distances[:, block.band]
@@ -157,10 +165,16 @@ class MultiSimilarityLoss(RowLoss):
         """See `RowLoss.listed`."""
         size, chosen = len(batch.labels), chosen.distinct(len(batch.column_labels))
         anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
-        near = listed_distances(batch, anchors, chosen.positives, self.distance) - self.base_distance
-        far = self.base_distance - listed_distances(batch, others, chosen.negatives, self.distance)
-        pulls = segment_logsumexp(near * self.alpha, anchors, size)
-        pushes = segment_logsumexp(far * self.beta, others, size)
+        near = listed_distances(batch, anchors, chosen.positives, self.distance)
+        far = listed_distances(batch, others, chosen.negatives, self.distance)
+        pushes = segment_logsumexp(far * -self.beta, others, size)
+        return self.of_positives(anchors, near, pushes, pushes > -torch.inf)
+
+    def of_positives(self, anchors: Tensor, near: Tensor, logs: Tensor, can_count: Tensor) -> RowSums:  # noqa: ARG002
+        """See `ExponentialRowLoss.of_positives`; all anchors count."""
+        size = len(logs)
+        pulls = segment_logsumexp((near - self.base_distance) * self.alpha, anchors, size)
+        pushes = logs + self.base_distance * self.beta
         zero = torch.zeros_like(pulls)
         values = torch.logaddexp(pulls, zero) / self.alpha + torch.logaddexp(pushes, zero) / self.beta
         number = torch.full((), size, device=values.device)

@@ -16,7 +16,8 @@ from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, RowFunction, RowSums
 from distmetric.functional.segments import segment_logsumexp
 from distmetric.functional.tuples import Tuples
-from distmetric.losses.base import ACTIVE_ABOVE, Reduction, RowLoss, listed_sums
+from distmetric.losses.base import ACTIVE_ABOVE, Reduction, listed_sums
+from distmetric.losses.exponential_rows import ExponentialRowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,7 +41,7 @@ class NTXentLossConfig:
         check_positive(temperature=self.temperature)
 
 
-class NTXentLoss(RowLoss):
+class NTXentLoss(ExponentialRowLoss):
     """Normalized temperature-scaled cross entropy, also known as InfoNCE.
 
     Formula, over all positive pairs in both directions, with N(a) the negatives of a:
@@ -81,6 +82,13 @@ class NTXentLoss(RowLoss):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
+    counted = "negatives"
+
+    @property
+    def power(self) -> float:
+        """1 / T."""
+        return 1 / self.temperature
+
     def anchor_rows(self, block: PairBlock) -> Row:
         """See `RowLoss.anchor_rows`; one term per directed positive pair."""
         return one_positive_rows(self.temperature)(block)
@@ -90,9 +98,11 @@ class NTXentLoss(RowLoss):
         near = listed_distances(batch, chosen.anchors_of_positives, chosen.positives, self.distance)
         far = listed_distances(batch, chosen.anchors_of_negatives, chosen.negatives, self.distance)
         pushes = segment_logsumexp(-far / self.temperature, chosen.anchors_of_negatives, len(batch.labels))
-        return listed_sums(
-            _log_one_plus_exp(pushes[chosen.anchors_of_positives] + near / self.temperature), ACTIVE_ABOVE
-        )
+        return self.of_positives(chosen.anchors_of_positives, near, pushes, pushes > -torch.inf)
+
+    def of_positives(self, anchors: Tensor, near: Tensor, logs: Tensor, can_count: Tensor) -> RowSums:  # noqa: ARG002
+        """See `ExponentialRowLoss.of_positives`; pairs without negatives count, too."""
+        return listed_sums(_log_one_plus_exp(logs[anchors] + near / self.temperature), ACTIVE_ABOVE)
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""

@@ -16,7 +16,8 @@ from distmetric.functional.pair_blocks import PairBlock
 from distmetric.functional.row_sums import Row, RowSums
 from distmetric.functional.segments import segment_counts, segment_logsumexp, segment_sum
 from distmetric.functional.tuples import Tuples
-from distmetric.losses.base import Reduction, RowLoss
+from distmetric.losses.base import Reduction
+from distmetric.losses.exponential_rows import ExponentialRowLoss
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,7 +41,7 @@ class SupConLossConfig:
         check_positive(temperature=self.temperature)
 
 
-class SupConLoss(RowLoss):
+class SupConLoss(ExponentialRowLoss):
     """Supervised contrastive loss, in the form that averages outside of the logarithm.
 
     Formula: L = mean_a -1/|P(a)| sum_{p in P(a)} log( e^{s_ap / T} / sum_{c != a} e^{s_ac / T} ), with P(a) the
@@ -76,6 +77,13 @@ class SupConLoss(RowLoss):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
+    counted = "others"
+
+    @property
+    def power(self) -> float:
+        """1 / T."""
+        return 1 / self.temperature
+
     def anchor_rows(self, block: PairBlock) -> Row:
         """See `RowLoss.anchor_rows`; one term per anchor."""
         valid = (block.num_positives > 0) & (block.num_negatives > 0)
@@ -102,14 +110,20 @@ class SupConLoss(RowLoss):
         """See `RowLoss.listed`."""
         size, chosen = len(batch.labels), chosen.distinct(len(batch.column_labels))
         anchors, others = chosen.anchors_of_positives, chosen.anchors_of_negatives
-        near = -listed_distances(batch, anchors, chosen.positives, self.distance) / self.temperature
-        far = -listed_distances(batch, others, chosen.negatives, self.distance) / self.temperature
-        num_positives = segment_counts(anchors, size)
-        normalizers = segment_logsumexp(torch.cat([near, far]), torch.cat([anchors, others]), size)
-        valid = (num_positives > 0) & _any_of_all_ranks(segment_counts(others, size), batch)
-        mean_near = segment_sum(near, anchors, size)[valid] / num_positives[valid]
-        values = normalizers[valid] - mean_near
-        return RowSums(values.relu().sum(), valid.sum(), (values.detach() > 0).sum())
+        near = listed_distances(batch, anchors, chosen.positives, self.distance)
+        far = listed_distances(batch, others, chosen.negatives, self.distance)
+        logits = torch.cat([near, far]) / -self.temperature
+        normalizers = segment_logsumexp(logits, torch.cat([anchors, others]), size)
+        can_count = _any_of_all_ranks(segment_counts(others, size), batch).expand(size)
+        return self.of_positives(anchors, near, normalizers, can_count)
+
+    def of_positives(self, anchors: Tensor, near: Tensor, logs: Tensor, can_count: Tensor) -> RowSums:
+        """See `ExponentialRowLoss.of_positives`."""
+        num_positives = segment_counts(anchors, len(logs))
+        valid = (num_positives > 0) & can_count
+        mean_near = segment_sum(near, anchors, len(logs)) / num_positives.clamp_min(1)
+        values = torch.where(valid, logs + mean_near / self.temperature, 0).relu()
+        return RowSums(values.sum(), valid.sum(), (values.detach() > 0).sum())
 
     def extra_repr(self) -> str:
         """Settings shown by `repr`."""

@@ -17,12 +17,13 @@ _OF_CELLS = ("sizes", "steps", "threads", "device", "memory_limit_gib", "timeout
 class BenchmarkJob:
     """jobs/benchmark.py: time and memory, each beside its peer and a bare matmul, and what a training survives."""
 
-    suite: Literal["losses", "index", "soak", "data"] = "losses"
-    """What is measured: the losses, searches of a whole data set, what a training survives, or reading, decoding and
-    augmenting images. Settings of the other suites are refused."""
+    suite: Literal["losses", "index", "soak", "data", "kernels"] = "losses"
+    """What is measured: the losses, searches of a whole data set, what a training survives, reading, decoding and
+    augmenting images, or kernels on a GPU (which it needs). Settings of the other suites are refused."""
     sizes: list[int] | None = None
     """Batch sizes N, of all processes together (losses; null: 1024 and 8192), rows of the data set (index; null: 5000
-    and 20000, or those of `embeddings`), or images of a batch (data; null: 256)."""
+    and 20000, or those of `embeddings`), images of a batch (data; null: 256), or rows of both sides of the matrix
+    (kernels; null: those with a goal)."""
     losses: list[str] | None = field(default=None, metadata=_LOSSES)
     """suite=losses: names of the losses; null for all."""
     peers: bool = field(default=True, metadata=_LOSSES)
@@ -98,8 +99,14 @@ class BenchmarkJob:
             raise ValueError(
                 "tracking.register and tracking.system_metrics are for training runs: leave them out"
             )
-        checks = {"losses": self._check_losses, "index": self._check_index, "soak": self._check_soak}
-        checks.get(self.suite, self._check_data)()
+        checks = {
+            "losses": self._check_losses,
+            "index": self._check_index,
+            "soak": self._check_soak,
+            "data": self._check_data,
+            "kernels": self._check_kernels,
+        }
+        checks[self.suite]()
 
     def _check_losses(self) -> None:
         if self.losses == [] or not self.processes:
@@ -128,6 +135,10 @@ class BenchmarkJob:
                 raise ValueError(
                     f"{name} is for what computes with embeddings, not for suite=data: leave it out"
                 )
+
+    def _check_kernels(self) -> None:
+        if min(self.sizes or [8]) < 8:
+            raise ValueError(f"sizes={self.sizes} is wrong: suite=kernels compares 8 rows or more")
 
     def _check_soak(self) -> None:
         if self.faults == []:
