@@ -120,13 +120,14 @@ class Embedder(nn.Module):
             embeddings = unit_length(embeddings)
         return embeddings, self._attributes(features)
 
-    def use_channels_last(self) -> None:
-        """Keep feature maps channel by channel of a pixel (NHWC), as a GPU's convolutions like them best.
+    def lay_out(self, *, channels_last: bool) -> None:
+        """Keep feature maps as they come, or with the channels of a pixel together (NHWC), as GPUs' convolutions want.
 
-        Names, shapes and values stay, weights in checkpoints too; results differ by rounding.
+        Names, shapes and values stay, in checkpoints too; results differ by rounding.
         """
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._layout = torch.channels_last
+        if channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._layout = torch.channels_last if channels_last else torch.preserve_format
 
     def use_compiled(self, trunk: Callable[[Tensor], Tensor]) -> None:
         """Call that in place of the trunk wherever the model is in training mode; see `compiled`."""

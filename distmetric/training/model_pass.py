@@ -15,6 +15,7 @@ from distmetric.data.augment import AugmentSpec, augment
 from distmetric.distributed.gradient_cache import GradientCache
 from distmetric.distributed.parallel import parallel
 from distmetric.distributed.replica import Replica
+from distmetric.models.compiled import compiled
 from distmetric.models.embedder import Embedder
 from distmetric.training.batches import Batch
 from distmetric.training.chunk_size import chosen_chunk_size, rows_of_rank, trains_batch_norm
@@ -65,7 +66,8 @@ class ModelPass:
 
     Raises:
         ConfigError: If the trunk has norms that chunks would change and must not.
-        ResourceError: With train.chunk_size=auto, if not even one image fits.
+        ResourceError: With train.chunk_size=auto, if not even one image fits; with train.compile, if nothing can be
+            compiled here.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class ModelPass:
         self._cache: GradientCache | None = None
         self.not_averaged, self.notice = list[nn.Parameter](), ""
         self.chunk_size = chosen_chunk_size(config, embedder.trunk, self._features, replica, device, recorded)
+        if config.train.compile:
+            embedder.use_compiled(compiled(embedder.trunk, device))
         if self.chunk_size is None:
             self._at_once = parallel(embedder, replica, device)
             return

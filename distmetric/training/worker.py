@@ -25,7 +25,6 @@ from distmetric.losses.build import LossContext, build_loss
 from distmetric.miners.base import Miner
 from distmetric.miners.build import build_miner
 from distmetric.models.build import build_embedder
-from distmetric.models.compiled import compiled
 from distmetric.progress import Counter, Progress
 from distmetric.samplers.back_off import BackOff
 from distmetric.samplers.hard_neighbors import HardNeighborSampler, HardNeighborSamplerConfig
@@ -113,8 +112,7 @@ class Worker:
             allow_custom_targets=config.allow_custom_targets,
         )
         self.embedder.to(device, self.dtype)
-        if config.train.channels_last:
-            self.embedder.use_channels_last()
+        self.embedder.lay_out(channels_last=config.train.channels_last)
         miner = build_miner(config.miner, config.seed)
         self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
@@ -135,8 +133,6 @@ class Worker:
         newest, best = newest_of(self.store, replica, device)
         recorded = None if newest is None else newest.meta.get("chunks")
         self.model = ModelPass(config, self.embedder, replica, device, recorded)
-        if config.train.compile:
-            self.embedder.use_compiled(compiled(self.embedder.trunk, device))
         self.monitor = Monitor(replica, self.sampler.batch_size, self.model.chunk_size)
         self.step = 0
         self.wishes = Wishes(stop, replica)
