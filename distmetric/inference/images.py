@@ -210,7 +210,7 @@ class CatalogImages:
     ) -> Iterator[ImageRows]:
         """Decode a part; see `ImageSource`."""
         store = ImageStore(
-            self._catalog, model.image_size, model.channels, memory_limit_bytes=0, threads=threads
+            self._catalog, model.image_sides, model.channels, memory_limit_bytes=0, threads=threads
         )
         try:
             for start in range(part.start, part.stop, batch_size):
@@ -289,7 +289,7 @@ def _decode(
     reader: ImageReader, model: EmbedderSpec, image: ListedImage
 ) -> NDArray[np.uint8] | BadImageError:
     try:
-        return decode_image(reader.read(image), model.image_size, model.channels)
+        return decode_image(reader.read(image), model.image_sides, model.channels)
     except BadImageError as error:
         return error
 

@@ -105,7 +105,8 @@ class VerificationProtocolConfig:
     folds: int = 10
     """Parts that the accuracy is a mean over: each judged by the threshold that is best on the others; 0: none."""
     pairs: str | None = None
-    """CSV file of pairs: path_1,path_2,same or id_1,id_2,same (1 or 0) and, if wanted, fold; null: all pairs."""
+    """CSV file of pairs: path_1,path_2,same or id_1,id_2,same (1 or 0) and, if wanted, fold; or pairs.txt as Labeled
+    Faces in the Wild has it; null: all pairs."""
 
     def __post_init__(self) -> None:
         """Check the numbers.

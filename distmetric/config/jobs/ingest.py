@@ -17,11 +17,12 @@ class IngestJob:
     out: str
     """Catalog file to write."""
     layout: LayoutName | list[LayoutName] | None = None
-    """Published data set whose archive the source is, or one for each source; null: each folder is a class."""
+    """Published data set whose archive the source is (cub200, cars196, sop, inshop, market1501, webface, lfw), or one
+    for each source; null: each folder is a class."""
     manifest: str | None = None
     """CSV of paths and labels, for other layouts; of a published data set, its list, where it is not in the source."""
     split_by: Literal["ratio", "group", "given"] | None = None
-    """How classes are divided into training and test; null: given with a layout, else ratio."""
+    """How classes are divided into training and test: ratio, group or given; null: given with a layout, else ratio."""
     test_fraction: float = 0.5
     """Share of the classes for testing (ratio)."""
     validation_fraction: float = 0.0
