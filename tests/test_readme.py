@@ -283,8 +283,8 @@ CHECKS: dict[str, Check] = {
     ),
     "python jobs/evaluate.py checkpoint=outputs/inshop protocol=inshop query=inshop.arrow query_split=query "
     "gallery=inshop.arrow gallery_split=gallery": measured_by("test_clothes_are_found_in_the_gallery"),
-    "python jobs/evaluate.py checkpoint=outputs/market1501 protocol=market1501 query=market1501.arrow query_split=query "
-    "gallery=market1501.arrow gallery_split=gallery": measured_by(
+    "python jobs/evaluate.py checkpoint=outputs/market1501 protocol=market1501 query=market1501.arrow "
+    "query_split=query gallery=market1501.arrow gallery_split=gallery": measured_by(
         "test_persons_are_found_by_other_cameras_among_distractors_and_without_junk"
     ),
     "python jobs/evaluate.py checkpoint=outputs/webface protocol=lfw protocol.pairs=pairs.txt": measured_by(
