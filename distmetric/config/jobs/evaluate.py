@@ -224,8 +224,8 @@ class EvaluateJob:
     data: EvaluateData = field(default_factory=EvaluateData)
     """One catalog to evaluate on."""
     query: str | None = None
-    """Instead of `data`: image folder (class = sub-folder), archive, catalog or file of embeddings; without `gallery` it
-    is evaluated leave-one-out."""
+    """Instead of `data`: image folder (class = sub-folder), archive, catalog or file of embeddings; without `gallery`
+    it is evaluated leave-one-out."""
     gallery: str | None = None
     """What `query` is searched in; classes are matched by name."""
     query_split: str | None = None
