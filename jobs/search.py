@@ -5,7 +5,7 @@
     python jobs/search.py checkpoint=outputs/RUN gallery=PHOTOS.index queries=PHOTO.jpg out=FOLDER
     python jobs/search.py gallery=EMBEDDINGS.parquet queries=EMBEDDINGS.parquet out=FOLDER rerank=k_reciprocal
 
-Gallery and queries are image folders, zip files, catalogs or files of jobs/embed.py. Written are results.parquet,
+Gallery and queries are image folders, archives, catalogs or files of jobs/embed.py. Written are results.parquet,
 results.csv and results.json, and search.html and grid.png with pictures. The last line is a JSON object: out and its
 files, queries, gallery and its size, index (who searched, and whether exactly), threshold, bad images, seconds, and for
 a single query its neighbors.

@@ -290,7 +290,11 @@ def _choices(draw: random.Random, job: str, some: float = 0.5, without: tuple[st
     name = draw.choice(names)
     known = [each for each in groups()[name] if not without or each not in ("timm", "transformers")]
     choice = draw.choice(known)  # libraries would look for weights on the network
-    needed = {"data=catalog": ["data.path=nowhere/c.arrow"], "model=custom": ["model.target=nowhere.Trunk"]}
+    needed = {
+        "data=catalog": ["data.path=nowhere/c.arrow"],
+        "model=custom": ["model.target=nowhere.Trunk"],
+        "protocol=lfw": ["protocol.pairs=nowhere/pairs.txt"],
+    }
     return [f"{name}={choice}", *needed.get(f"{name}={choice}", [])]
 
 

@@ -12,6 +12,7 @@ how many were refused with a sentence.
 from __future__ import annotations
 
 import faulthandler
+import gzip
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import resource
 import shutil
 import struct
 import sys
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -34,18 +36,26 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, PngImagePlugin
 
+import published
 from catalogs import tampered
 from distmetric.data.catalog import Catalog
 from distmetric.data.catalog_writer import CatalogWriter
 from distmetric.data.decode import BadImageError, ImageStore, check_image, decode_image
 from distmetric.data.ingest import ingest
+from distmetric.data.layouts import inshop
+from distmetric.data.layouts.annotations import Annotation, LayoutFiles
+from distmetric.data.layouts.market1501_attributes import VALUES, read_attributes
+from distmetric.data.locations import locate
 from distmetric.data.manifest import read_manifest
+from distmetric.data.splits import SPLITS
+from distmetric.data.trees import open_tree
 from distmetric.errors import UserError
 from distmetric.index.arrays import read_arrays, write_arrays
 from distmetric.index.embedding_file import embedding_shape, read_embedding_file
 from distmetric.index.embedding_writer import EmbeddingWriter, embedding_batch, embedding_schema
 from distmetric.training.checkpoint import CheckpointStore, read_checkpoint
 from distmetric.training.run_folder import RunFolder, read_run
+from image_sources import make_folder
 
 SECONDS_A_CASE = 120
 MEMORY_BYTES = 3 << 30
@@ -215,6 +225,44 @@ def _zips() -> list[bytes]:
                 archive.comment = b"a comment"
             found.append(buffer.getvalue())
     return found
+
+
+def _tars() -> list[bytes]:
+    found = []
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
+            for number, data in enumerate(_few_pngs()):
+                info = tarfile.TarInfo(f"{'ä' * 45}/{'abcd'[number % 4]}/{number}.png")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        found += [buffer.getvalue(), gzip.compress(buffer.getvalue())]
+    return found
+
+
+def _market_attributes() -> list[bytes]:
+    return [published.market_attribute()]
+
+
+def _read_market_attributes(path: Path) -> bool:
+    for person, values in read_attributes(Annotation(path.name, None, path.read_bytes())).items():
+        assert isinstance(person, str)
+        assert values.keys() == VALUES.keys()
+    return True
+
+
+def _partitions() -> list[bytes]:
+    return [published.inshop(4, 2)[1]]
+
+
+def _read_partition(path: Path) -> bool:
+    """The list of In-shop, of which every image is there: all of them, or none."""
+    folder = Path(WORK[0]) / "inshop"
+    if not folder.exists():
+        make_folder(folder, published.inshop(4, 2)[0])
+    found = inshop.read(LayoutFiles(open_tree(locate(str(folder))), str(path)))
+    assert all(labels.class_name and labels.split in SPLITS for labels in found.values())
+    return True
 
 
 def _parquets() -> list[bytes]:
@@ -447,6 +495,9 @@ _STEP = "checkpoints/step_00000003"
 KINDS = {
     "image": Kind("x.png", images, _read_image),
     "zip": Kind("x.zip", _zips, _ingested),
+    "tar": Kind("x.tar", _tars, _ingested),
+    "market_attribute.mat": Kind("x.mat", _market_attributes, _read_market_attributes),
+    "list_eval_partition.txt": Kind("x.txt", _partitions, _read_partition),
     "parquet": Kind("x.parquet", _parquets, _ingested),
     "manifest": Kind("x.csv", _manifests, _read_manifest),
     "catalog": Kind("x.arrow", _catalogs, _read_catalog),

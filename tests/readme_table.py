@@ -41,6 +41,7 @@ FOLLOWING = "data.size"  # takes its value from model.image_size, whatever sets 
 NEEDED = {
     "data=catalog": ["data.path"],
     "model=custom": ["model.target"],
+    "protocol=lfw": ["protocol.pairs"],
     "ingest": ["source", "out"],
     "embed": ["checkpoint", "source", "out"],
     "export": ["checkpoint"],

@@ -101,6 +101,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("distmetric/distributed/",),
     "torch.nn.parallel": ("distmetric/distributed/",),
     "sklearn": ("distmetric/reports/",),
+    "scipy": ("distmetric/data/layouts/annotations.py",),
     "onnx": ("distmetric/inference/onnx_export.py",),
     "onnxruntime": ("distmetric/inference/onnx_export.py",),
     "safetensors": ("distmetric/inference/",),

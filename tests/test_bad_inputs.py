@@ -365,8 +365,8 @@ CATALOGS = [
     Bad("export", missing, EXPORT, r"{bad}: does not exist"),
 ]
 SOURCES = [
-    Bad("ingest", missing, INGEST, r"{bad}: does not exist; name a folder, a zip file or Parquet"),
-    Bad("ingest", text, INGEST, r"{bad}: is neither a folder nor \.zip nor \.parquet"),
+    Bad("ingest", missing, INGEST, r"{bad}: does not exist; name a folder, an archive or Parquet"),
+    Bad("ingest", text, INGEST, r"{bad}: is neither a folder nor \.zip, \.tar, "),
     Bad("ingest", a_pipe, INGEST, r"{bad}: is a pipe, socket or device"),
     Bad("ingest", a_socket, INGEST, r"{bad}: is a pipe, socket or device"),
     Bad("ingest", a_device, INGEST, r"{bad}: is a pipe, socket or device"),

@@ -23,6 +23,9 @@ FIRST_SEED = 0
 CASES = {
     "image": 1500,
     "zip": 400,
+    "tar": 200,
+    "market_attribute.mat": 150,
+    "list_eval_partition.txt": 150,
     "parquet": 800,
     "manifest": 500,
     "catalog": 800,

@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageDraw
 
+import published
 import readme_table
 from distmetric import __version__
 from distmetric.cluster.run_folder import load_resumable
-from distmetric.config.compose import compose, resume
+from distmetric.config.compose import compose, load, resume
 from distmetric.config.decode import decode
+from distmetric.config.jobs import EvaluateJob
 from distmetric.config.schema import Config
 from distmetric.config.validate import validate
 from distmetric.data.catalog import Catalog
@@ -35,6 +37,7 @@ from distmetric.tracking.tracker import NullTracker
 from distmetric.training.loop import TrainResult, train
 from distmetric.training.run_folder import RunFolder
 from distmetric.training.worker import Worker
+from image_sources import make_folder, make_zip
 from runs import CPU
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -167,6 +170,20 @@ SUBMIT = checked_by("tests/end_to_end/test_job_submit.py::test_a_submitted_job_t
 
 TUNE = checked_by("tests/end_to_end/test_tune.py::test_a_search_stops_what_is_behind_and_repeats_nothing")
 
+
+def measured_by(test: str) -> Check:
+    """Evaluated with these settings by a test of published protocols, which has to be there."""
+    look = checked_by(f"tests/inference/test_published.py::{test}")
+
+    def look_and_load(workspace: Path, command: str) -> None:
+        look(workspace, command)
+        load("evaluate", EvaluateJob, shlex.split(command.partition("jobs/evaluate.py")[2]))
+
+    return look_and_load
+
+
+PRESET = checked_by("tests/inference/test_published.py::test_a_preset_trains_on_a_copy_of_its_data_set")
+
 CHECKS: dict[str, Check] = {
     "make quickstart": makes(".venv/bin/python jobs/train.py experiment=quickstart"),
     "make test": makes(".venv/bin/python -m pytest"),
@@ -233,6 +250,45 @@ CHECKS: dict[str, Check] = {
     "python jobs/evaluate.py checkpoint=outputs/omniglot protocol=episodes protocol.ways=20 "
     "protocol.within_groups=true": gives(
         lambda _, result: 0 <= result["metrics"]["accuracy"] <= 1, "protocol.ways=3"
+    ),
+    "python jobs/ingest.py layout=cub200 source=CUB_200_2011.tgz out=cub200.arrow": gives(
+        lambda _, result: result["split_classes"] == {"train": 100, "test": 100}
+    ),
+    "python jobs/ingest.py layout=cars196 source=car_ims.tgz manifest=cars_annos.mat out=cars196.arrow": gives(
+        lambda _, result: result["split_classes"] == {"train": 98, "test": 98}
+    ),
+    "python jobs/ingest.py layout=sop source=Stanford_Online_Products.zip out=sop.arrow": gives(
+        lambda _, result: result["split_classes"] == {"train": 6, "test": 6}
+    ),
+    "python jobs/ingest.py layout=inshop source=img.zip manifest=list_eval_partition.txt out=inshop.arrow": gives(
+        lambda _, result: result["split_classes"] == {"train": 6, "query": 6, "gallery": 6}
+    ),
+    "python jobs/ingest.py layout=market1501 source=Market-1501-v15.09.15.zip manifest=market_attribute.mat "
+    "out=market1501.arrow": gives(
+        lambda _, result: result["split_classes"] == {"train": 6, "query": 6, "gallery": 8}
+    ),
+    "python jobs/ingest.py 'layout=[webface,lfw]' 'source=[CASIA-WebFace,lfw.tgz]' out=webface.arrow": gives(
+        lambda _, result: result["split_classes"] == {"train": 8, "test": 20}
+    ),
+    **{
+        f"python jobs/train.py experiment={name} data.path={name.partition('_')[0]}.arrow name={name}": PRESET
+        for name in ("cub200", "cars196", "sop", "inshop", "market1501", "market1501_attributes", "webface")
+    },
+    **dict.fromkeys(
+        (f"python jobs/evaluate.py checkpoint=outputs/{name}" for name in ("cub200", "cars196")),
+        measured_by("test_birds_and_cars_are_retrieved_as_the_run_itself_has_measured"),
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/sop protocol=sop": measured_by(
+        "test_products_are_retrieved_among_up_to_a_thousand"
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/inshop protocol=inshop query=inshop.arrow query_split=query "
+    "gallery=inshop.arrow gallery_split=gallery": measured_by("test_clothes_are_found_in_the_gallery"),
+    "python jobs/evaluate.py checkpoint=outputs/market1501 protocol=market1501 query=market1501.arrow "
+    "query_split=query gallery=market1501.arrow gallery_split=gallery": measured_by(
+        "test_persons_are_found_by_other_cameras_among_distractors_and_without_junk"
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/webface protocol=lfw protocol.pairs=pairs.txt": measured_by(
+        "test_faces_are_verified_over_the_ten_folds_of_pairs_txt"
     ),
     "python jobs/embed.py checkpoint=outputs/omniglot source=omniglot.arrow out=all.arrow workers=2 "
     "part_rows=1000": checked_by(
@@ -343,7 +399,24 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for shot in range(4):
             (folder / "photos" / f"kind{kind}" / f"{shot}.png").write_bytes(picture(f"{kind}", shot, "RGB"))
     (folder / "photo.png").write_bytes(picture("7", 9, "RGB"))
+    add_published(folder)
     return folder
+
+
+def add_published(folder: Path) -> None:
+    """Tiny copies of the data sets that are not to be had here."""
+    cars, annotations = published.cars196()
+    clothes, partition = published.inshop()
+    published.make_tar(folder / "CUB_200_2011.tgz", published.cub200())
+    published.make_tar(folder / "car_ims.tgz", cars)
+    make_zip(folder / "Stanford_Online_Products.zip", published.sop())
+    make_zip(folder / "img.zip", clothes)
+    make_zip(folder / "Market-1501-v15.09.15.zip", published.market1501())
+    make_folder(folder, published.webface())
+    published.make_tar(folder / "lfw.tgz", published.lfw())
+    (folder / "cars_annos.mat").write_bytes(annotations)
+    (folder / "list_eval_partition.txt").write_bytes(partition)
+    (folder / "market_attribute.mat").write_bytes(published.market_attribute())
 
 
 def picture(kind: str, number: int, mode: str) -> bytes:

@@ -49,7 +49,7 @@ class SweepWorker:
         self._rows = rows[self._places]
         self._images = ImageStore(
             catalog,
-            run.model.image_size,
+            run.model.image_sides,
             run.model.channels,
             memory_limit_bytes=int(run.data.memory_limit_gib * (1 << 30)),
             rows=self._rows,

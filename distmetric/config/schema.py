@@ -110,15 +110,19 @@ OptimConfig = AdamWConfig | SGDConfig
 
 @dataclass(kw_only=True, frozen=True)
 class ScheduleConfig:
-    """Learning rate as a multiple of its peak: linear warm-up, then one of three shapes to `final_fraction`."""
+    """Learning rate as a multiple of its peak: linear warm-up, then one of four shapes."""
 
-    name: Literal["constant", "cosine", "exponential"] = "cosine"
+    name: Literal["constant", "cosine", "exponential", "step"] = "cosine"
     warmup_steps: int = 50
     """Steps over which the rate rises from 0 to its peak."""
     decay_start: float = 0.0
-    """Fraction of the steps after which decay begins; the rate stays at its peak before."""
+    """Fraction of the steps after which decay begins; the rate stays at its peak before (constant, step: unused)."""
     final_fraction: float = 0.01
-    """Where the rate ends, as a fraction of its peak (constant: unused)."""
+    """Where the rate ends, as a fraction of its peak (constant, step: unused)."""
+    milestones: list[float] = field(default_factory=lambda: [0.6, 0.85])
+    """Fractions of the steps at which the rate falls (step only)."""
+    milestone_factor: float = 0.1
+    """What the rate is multiplied by at each of them (step only)."""
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -6,7 +6,7 @@ import math
 
 from distmetric.config.attributes import check_attributes
 from distmetric.config.chunks import check_chunks
-from distmetric.config.schema import Config, SamplerConfig, TrainerConfig
+from distmetric.config.schema import Config, SamplerConfig, ScheduleConfig, TrainerConfig
 from distmetric.errors import ConfigError
 from distmetric.evaluation.retrieval import measure_names
 from distmetric.functional.dial import ends
@@ -35,7 +35,6 @@ def validate(config: Config) -> None:
     _at_least("seed", config.seed, 0)
     if config.seed >= 2**63:
         raise ConfigError(f"seed={config.seed} is too large: set it below 2**63")
-    _at_least("model.image_size", config.model.image_size, 1)
     _at_least("model.embedding_dim", config.model.embedding_dim, 1)
     _at_least("sampler.samples_per_class", sampler.samples_per_class, 2)
     _at_least("sampler.classes_per_batch", sampler.classes_per_batch, 2)
@@ -63,6 +62,7 @@ def validate(config: Config) -> None:
         raise ConfigError(
             f"schedule.final_fraction={config.schedule.final_fraction} is wrong: 0 < fraction <= 1"
         )
+    _check_milestones(config.schedule)
     _check_slices(sampler, trainer)
     _check_losses(config, sampler.classes_per_batch * sampler.samples_per_class)
     _check_neighbors(config)
@@ -70,6 +70,18 @@ def validate(config: Config) -> None:
     check_chunks(config)
     if config.data.name == "glyphs" and config.model.channels != 1:
         raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
+
+
+def _check_milestones(schedule: ScheduleConfig) -> None:
+    marks = schedule.milestones
+    if marks != sorted(set(marks)) or not all(0 < mark < 1 for mark in marks):
+        raise ConfigError(
+            f"schedule.milestones={marks} is wrong: give ascending fractions of the steps, between 0 and 1"
+        )
+    if not 0 < schedule.milestone_factor <= 1:
+        raise ConfigError(
+            f"schedule.milestone_factor={schedule.milestone_factor} is wrong: 0 < milestone_factor <= 1"
+        )
 
 
 def _check_slices(sampler: SamplerConfig, trainer: TrainerConfig) -> None:

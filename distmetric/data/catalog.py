@@ -96,7 +96,7 @@ class Catalog:
 
     @cached_property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits that have rows: train, validation, test, then others by name."""
+        """Names of the splits that have rows: train, validation, test, query, gallery, then others by name."""
         known = {name: number for number, name in enumerate(SPLITS)}
         names: list[str] = self._split_codes.dictionary.to_pylist()
         return tuple(sorted(names, key=lambda name: (known.get(name, len(known)), name)))

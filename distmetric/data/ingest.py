@@ -1,4 +1,4 @@
-"""From folders, zip files and Parquet to a catalog: read once, checked, and never extracted to disk."""
+"""From folders, archives and Parquet to a catalog: read once, checked, and never unpacked to disk."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def ingest(
     sources: Sequence[str],
     out: str | os.PathLike[str],
     *,
+    layout: str | Sequence[str] | None = None,
     manifest: str | None = None,
-    split_by: str = "ratio",
+    split_by: str | None = None,
     test_fraction: float = 0.5,
     validation_fraction: float = 0.0,
     test_groups: Collection[str] = (),
@@ -46,12 +47,12 @@ def ingest(
 ) -> IngestResult:
     """Read images with their classes from one or more sources into one catalog.
 
-    A source is an image folder, a zip file, a Parquet file or a folder of Parquet files; a local path or any
-    URI that `pyarrow.fs` opens. Sources are read in the given order, each in sorted order; classes of the
-    same name are one class, and an image that an earlier source held under the same path with the same bytes
-    is skipped.
+    A source is an image folder, a zip file, a tar file (plain or compressed by gzip), a Parquet file or a folder of
+    Parquet files; a local path or any URI that `pyarrow.fs` opens. Sources are read in the given order, each in
+    sorted order; classes of the same name are one class, and an image that an earlier source held under the same path
+    with the same bytes is skipped.
 
-    Folders and zip files: the class of an image is its folder's path within the source (`Greek/character01`),
+    Folders and archives: the class of an image is its folder's path within the source (`Greek/character01`),
     the group the first part of it (`Greek`; with one level the class itself). A single folder at the top that
     holds everything is left out of both, as long as a folder remains below it.
 
@@ -62,10 +63,13 @@ def ingest(
     Args:
         sources: Where the images are.
         out: Catalog to write; an existing one is replaced when the new one is complete.
+        layout: Name of a published data set (one of `LAYOUTS`) whose archive the source is, one for all sources or
+            one for each: its own files say classes, splits, cameras and attributes. None: the folders do.
         manifest: CSV file for other layouts, columns path (within the source) and label, optionally split,
-            group, camera and attribute.NAME. Only images it names are read.
+            group, camera and attribute.NAME. Only images it names are read. With a layout, the file of the data set
+            that lists the images, where it is not in the source.
         split_by: "ratio" (a random share of the classes), "group" (named groups) or "given" (the split column
-            of manifest or Parquet).
+            of manifest or Parquet, or as the data set was published); None: given with a layout, else ratio.
         test_fraction: Share of the classes for testing, with "ratio".
         validation_fraction: Share of the classes for validation, with "ratio".
         test_groups: Groups for testing, with "group".
@@ -85,12 +89,16 @@ def ingest(
             or an image is unusable and `on_bad_image` is "error". The catalog at `out` is then as it was.
         ResourceError: The disk is full.
     """
-    _check_options(split_by, test_groups, on_bad_image)
+    layouts = [layout] if isinstance(layout, str) else list(layout or ())
+    split_by = split_by or ("given" if layouts else "ratio")
+    _check_options(split_by, test_groups, on_bad_image, layouts)
     splitting.check_fractions(test_fraction, validation_fraction)
     started = time.monotonic()
     tally = Tally(on_bad_image == "error")
     with CatalogWriter(out) as writer:
-        opened = Sources([sources] if isinstance(sources, str) else sources, manifest, max_image_bytes)
+        opened = Sources(
+            [sources] if isinstance(sources, str) else sources, manifest, max_image_bytes, layouts
+        )
         progress = Progress("images read", opened.total)
         for item, size in _checked(opened.items(tally), max_pixels, threads or available_cores()):
             # Reading counts duplicates too, which do not arrive here.
@@ -108,15 +116,19 @@ def ingest(
         elif split_by == "group":
             splits = splitting.by_group(tally.group_of_class(), test_groups, validation_groups)
         else:
-            splitting.check_given(tally.given, allow_shared_classes)
+            splitting.check_given(tally.given, allow_shared_classes, needs_training=not layouts)
             splits = None
         fingerprint = writer.finish(splits)
     return tally.result(writer, splits, fingerprint, time.monotonic() - started)
 
 
-def _check_options(split_by: str, test_groups: Collection[str], on_bad_image: str) -> None:
+def _check_options(
+    split_by: str, test_groups: Collection[str], on_bad_image: str, layouts: Collection[str]
+) -> None:
     if split_by not in ("ratio", "group", "given"):
         raise InputError(f"split_by={split_by!r}: choose ratio, group or given")
+    if layouts and split_by != "given":
+        raise InputError(f"split_by={split_by}: layout={','.join(layouts)} has splits; leave split_by out")
     if split_by == "group" and not test_groups:
         raise InputError("split_by=group needs test_groups: name the groups to test on")
     if on_bad_image not in ("skip", "error"):

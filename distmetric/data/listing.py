@@ -1,4 +1,4 @@
-"""The images of a folder or zip file, or a single one, by their places in a sorted list, to be read in any order."""
+"""The images of a folder or archive, or a single one, by their places in a sorted list, to be read in any order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import pyarrow.fs as pafs
 
 from distmetric.data.decode import BadImageError
+from distmetric.data.entries import Entry, Tree
 from distmetric.data.locations import IMAGE_SUFFIXES, Place, locate, open_file_system, without_secrets
 from distmetric.data.sources import MAX_IMAGE_BYTES
-from distmetric.data.trees import Entry, Tree, common_root, is_image, open_tree
+from distmetric.data.tar_files import TarMember
+from distmetric.data.trees import common_root, is_image, open_tree
 from distmetric.errors import InputError
 
 
@@ -61,14 +63,14 @@ class ImageReader:
 
     @cached_property
     def tree(self) -> Tree:
-        """The folder or zip file, opened when it is needed first."""
+        """The folder or archive, opened when it is needed first."""
         return open_tree(self._place)
 
     def read(self, image: ListedImage) -> bytes:
         """The encoded image.
 
         Raises:
-            BadImageError: It cannot be read, is too large, or its name leads out of the zip file.
+            BadImageError: It cannot be read, is too large, or its name leads out of the archive.
         """
         if not image.entry.safe:
             raise BadImageError("unsafe member name")
@@ -76,13 +78,13 @@ class ImageReader:
 
 
 class ImageListing:
-    """The images of a folder or zip file in sorted order, or a single image file.
+    """The images of a folder or archive in sorted order, or a single image file.
 
     Files that are no images by their names are left out. A place in the list depends on names only, so it stays
     the same whether other images can be read or not.
 
     Args:
-        source: Image folder, zip file or image file; a local path or any URI that `pyarrow.fs` opens.
+        source: Image folder, zip file, tar file or image file; a local path or any URI that `pyarrow.fs` opens.
         limit: Most bytes of one image file, counted while unpacking.
 
     Raises:
@@ -106,7 +108,7 @@ class ImageListing:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of all names with what tells a changed file: size and checksum in a zip file, size and time else.
+        """SHA-256 of names with what tells a changed file: size and checksum in a zip file, size and time elsewhere.
 
         Cost: one look at every file, and at no file's content.
         """
@@ -115,6 +117,8 @@ class ImageListing:
         for name, safe, handle in self._entries:
             if isinstance(handle, zipfile.ZipInfo):
                 mark = f"{handle.file_size} {handle.CRC:08x}"
+            elif isinstance(handle, TarMember):
+                mark = f"{handle.size} {handle.time}"
             else:
                 mark = remote.get(handle, "") if self.reader.is_remote else _mark(handle)
             digest.update(f"{name}\0{safe}\0{mark}\n".encode())
@@ -142,7 +146,7 @@ def _locate(source: str) -> tuple[Place, bool]:
             return Place("folder", fs, posixpath.dirname(path), folder or ".", ((name, path),)), True
     place = locate(source)
     if place.kind == "parquet":
-        raise InputError(f"{place.shown}: holds Parquet; name a folder of images, a zip file or an image")
+        raise InputError(f"{place.shown}: holds Parquet; name a folder of images, an archive or an image")
     return place, False
 
 

@@ -18,13 +18,14 @@ from distmetric.errors import InputError
 _FORMATS = "bmp gif jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
 PARQUET_SUFFIXES = (".parquet", ".parq")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 
 class Place(NamedTuple):
     """A source that exists.
 
     Attributes:
-        kind: folder, zip or parquet.
+        kind: folder, zip, tar or parquet.
         fs: File system that it is on.
         path: Where it is on that.
         shown: How to name it to people, without any secrets.
@@ -60,15 +61,19 @@ def locate(source: str) -> Place:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{shown}: cannot be read ({first_line(error)})") from None
     if info.type == pafs.FileType.NotFound:
-        raise InputError(f"{shown}: does not exist; name a folder, a zip file or Parquet")
+        raise InputError(f"{shown}: does not exist; name a folder, an archive or Parquet")
     if info.type != pafs.FileType.File:
-        raise InputError(f"{shown}: is a pipe, socket or device; name a folder, a zip file or Parquet")
+        raise InputError(f"{shown}: is a pipe, socket or device; name a folder, an archive or Parquet")
     suffix = posixpath.splitext(path)[1].lower()
     if suffix == ".zip":
         return Place("zip", fs, path, shown)
+    if path.lower().endswith(TAR_SUFFIXES):
+        return Place("tar", fs, path, shown)
     if suffix in PARQUET_SUFFIXES:
         return Place("parquet", fs, path, shown, ((posixpath.basename(path), path),))
-    raise InputError(f"{shown}: is neither a folder nor .zip nor .parquet; convert it to one of them")
+    raise InputError(
+        f"{shown}: is neither a folder nor .zip, .tar, .tar.gz, .tgz or .parquet; convert it to one of them"
+    )
 
 
 def open_file_system(source: str, shown: str) -> tuple[Any, str]:

@@ -4,42 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from distmetric.data.decode import BadImageError
+from distmetric.data.entries import Entry, Tree
 from distmetric.data.items import NO_FOLDER, Item, Labels
+from distmetric.data.layouts import LAYOUTS, Layout
+from distmetric.data.layouts.annotations import LayoutFiles
 from distmetric.data.locations import Place, locate
 from distmetric.data.manifest import read_manifest
 from distmetric.data.parquet import ParquetSource
 from distmetric.data.tally import Tally
-from distmetric.data.trees import Entry, Tree, common_root, is_image, open_tree
+from distmetric.data.trees import common_root, is_image, open_tree
 from distmetric.errors import InputError
 
 MAX_IMAGE_BYTES = 64 << 20
 # A source that was counted stays open, and a process may have only so many open files.
 _MOST_COUNTED = 64
 
+_LayoutReader = Callable[[Tree], Mapping[str, Labels]]
+
 
 class Sources:
     """Several sources as one, in the given order; of equal images under equal paths the first one counts.
 
     Args:
-        sources: Folders, zip files and Parquet; local paths or any URIs that `pyarrow.fs` opens.
-        manifest: CSV file that says which images to read; None for all.
+        sources: Folders, archives and Parquet; local paths or any URIs that `pyarrow.fs` opens.
+        manifest: CSV file that says which images to read; None for all. With layouts, the list of the one that has one.
         limit: Most bytes of one image, counted while unpacking.
+        layouts: Names of `LAYOUTS`, one for each source or one for all; empty: the folders are the classes.
 
     Raises:
-        InputError: There is no source, or one that does not exist or cannot be opened, or the manifest is
-            wrong or cannot describe a source.
+        InputError: There is no source, or one that does not exist or cannot be opened, or the manifest or a layout
+            is wrong or cannot describe a source.
     """
 
-    def __init__(self, sources: Sequence[str], manifest: str | None, limit: int) -> None:
+    def __init__(
+        self, sources: Sequence[str], manifest: str | None, limit: int, layouts: Sequence[str] = ()
+    ) -> None:
         if not sources:
-            raise InputError("sources is empty; name a folder, a zip file or Parquet")
-        self._rows = None if manifest is None else read_manifest(manifest)
-        self._sources = [_open(locate(source), self._rows, limit) for source in sources]
+            raise InputError("sources is empty; name a folder, an archive or Parquet")
+        self._rows: Mapping[str, Labels] | None = None
+        if layouts:
+            readers = _layout_readers(layouts, len(sources), manifest)
+            self._sources: list[_TreeSource | ParquetSource] = [
+                _LayoutSource(_tree_place(source), reader, limit)
+                for source, reader in zip(sources, readers, strict=True)
+            ]
+        else:
+            self._rows = None if manifest is None else read_manifest(manifest)
+            self._sources = [_open(locate(source), self._rows, limit) for source in sources]
         self.total = self._count()
 
     def items(self, tally: Tally) -> Iterator[Item]:
@@ -81,6 +97,41 @@ class Sources:
                 return None
             total += count
         return total
+
+
+def _layout_readers(layouts: Sequence[str], count: int, manifest: str | None) -> list[_LayoutReader]:
+    """What reads the files of each source.
+
+    Raises:
+        InputError: A layout is unknown, there are not as many as sources, or not one of them takes the manifest.
+    """
+    for name in layouts:
+        if name not in LAYOUTS:
+            raise InputError(f"layout={name!r}: choose one of {', '.join(LAYOUTS)}")
+    if len(layouts) not in (1, count):
+        raise InputError(f"{len(layouts)} layouts for {count} sources; give one for all, or one for each")
+    names = list(layouts) if len(layouts) == count else [*layouts] * count
+    takers = [name for name in names if LAYOUTS[name].annotation is not None]
+    if manifest is not None and len(takers) != 1:
+        raise InputError(
+            f"manifest={manifest}: layout={','.join(layouts)} has its lists in the source; leave manifest out"
+            if not takers
+            else f"manifest={manifest}: {len(takers)} sources have such a list; ingest them one by one"
+        )
+    return [
+        partial(_read_layout, LAYOUTS[name], manifest if LAYOUTS[name].annotation else None) for name in names
+    ]
+
+
+def _read_layout(layout: Layout, annotation: str | None, tree: Tree) -> Mapping[str, Labels]:
+    return layout.read(LayoutFiles(tree, annotation))
+
+
+def _tree_place(source: str) -> Place:
+    place = locate(source)
+    if place.kind == "parquet":
+        raise InputError(f"{place.shown}: a layout cannot describe Parquet; leave layout out")
+    return place
 
 
 def _open(place: Place, rows: Mapping[str, Labels] | None, limit: int) -> _TreeSource | ParquetSource:
@@ -130,6 +181,24 @@ class _TreeSource:
                 yield item
             except BadImageError as error:
                 yield replace(item, problem=error)
+
+
+class _LayoutSource(_TreeSource):
+    """A published data set, of which its own files say what the others show."""
+
+    def __init__(self, place: Place, read: _LayoutReader, limit: int) -> None:
+        super().__init__(place, None, limit)
+        self._rows = read(self._tree)
+
+    def count(self) -> int:
+        return len(self._rows or ())
+
+    def items(self, tally: Tally) -> Iterator[Item]:
+        yield from super().items(tally)
+        there = {entry.name for entry in self._chosen}
+        for path in sorted((self._rows or {}).keys() - there):
+            missing = BadImageError("listed, but not in the source")
+            yield Item(path, f"{self._tree.shown}/{path}", problem=missing)
 
 
 def _is_wanted(name: str, rows: Mapping[str, Labels] | None) -> bool:

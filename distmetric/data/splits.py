@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from distmetric.errors import InputError
 
-TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST, QUERY, GALLERY = SPLITS = ("train", "validation", "test", "query", "gallery")
 
 
 def by_ratio(
@@ -134,16 +134,20 @@ def check_answerable(labels: npt.NDArray[np.int64], split: str) -> None:
         )
 
 
-def check_given(pairs: Iterable[tuple[str, str]], allow_shared_classes: bool = False) -> None:
+def check_given(
+    pairs: Iterable[tuple[str, str]], allow_shared_classes: bool = False, needs_training: bool = True
+) -> None:
     """Check splits that came with the data: known names, something to train on, no class on both sides.
 
     Args:
         pairs: The (class name, split name) combinations that occur; repeated ones count once.
         allow_shared_classes: Accept classes that have images for training and for testing.
+        needs_training: Whether something has to be for training, as nothing is in a data set that only tests.
 
     Raises:
-        InputError: A split has another name than train, validation or test, nothing is for training, or a
-            class is in train and in test. Validation may share classes: it never decides a final number.
+        InputError: A split has another name than train, validation, test, query or gallery, nothing is for training,
+            or a class is in train and in test, query or gallery. Validation may share classes: it never decides a
+            final number. Query and gallery have to.
     """
     classes: dict[str, set[str]] = defaultdict(set)
     for name, split in pairs:
@@ -152,11 +156,18 @@ def check_given(pairs: Iterable[tuple[str, str]], allow_shared_classes: bool = F
                 f"class {name!r} is in split {split!r}; rename the split to one of {', '.join(SPLITS)}"
             )
         classes[split].add(name)
-    if not classes[TRAIN]:
+    if needs_training and not classes[TRAIN]:
         raise InputError("the given splits leave nothing for training; mark some classes as train")
-    shared = sorted(classes[TRAIN] & classes[TEST])
-    if shared and not allow_shared_classes:
+    for split in (TEST, QUERY, GALLERY):
+        shared = sorted(classes[TRAIN] & classes[split])
+        if shared and not allow_shared_classes:
+            raise InputError(
+                f"class {shared[0]!r} is in train and in {split} (as are {len(shared) - 1} others); "
+                "give each class one split, or set allow_shared_classes=true"
+            )
+    if bool(classes[QUERY]) != bool(classes[GALLERY]) or (
+        classes[QUERY] and classes[QUERY].isdisjoint(classes[GALLERY])
+    ):
         raise InputError(
-            f"class {shared[0]!r} is in train and in test (as are {len(shared) - 1} others); "
-            "give each class one split, or set allow_shared_classes=true"
+            "splits query and gallery have no class in common; mark as gallery what the queries are to find"
         )

@@ -1,11 +1,10 @@
-"""Folders and zip files, which hold images as named files: listed in sorted order, read with a limit.
+"""Folders and archives, which hold images as named files: listed in sorted order, read with a limit.
 
-Nothing is ever extracted to disk, and no declared size is believed.
+No member is ever unpacked to disk, and no declared size is believed.
 """
 
 from __future__ import annotations
 
-import io
 import posixpath
 import struct
 import zipfile
@@ -13,11 +12,12 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import pyarrow.fs as pafs
 
 from distmetric.data.decode import BadImageError
+from distmetric.data.entries import Entry, Tree, open_archive, read_limited
 from distmetric.data.locations import (
     IMAGE_SUFFIXES,
     Place,
@@ -26,46 +26,25 @@ from distmetric.data.locations import (
     is_hidden,
     readable,
 )
+from distmetric.data.tar_files import TarFile
 from distmetric.errors import InputError
-from distmetric.regular_files import check_file, open_regular
-
-
-class Entry(NamedTuple):
-    """A file of a folder or zip file.
-
-    Attributes:
-        name: Its path within.
-        safe: Whether that path stays within.
-        handle: What `Tree.read` opens it by.
-    """
-
-    name: str
-    safe: bool
-    handle: Any
-
-
-class Tree(Protocol):
-    """A folder or zip file that is open."""
-
-    shown: str
-    entries: list[Entry]
-
-    def read(self, handle: Any, limit: int) -> bytes:
-        """The bytes of a file.
-
-        Raises:
-            BadImageError: It cannot be read, or has more than `limit` bytes.
-        """
-        ...
+from distmetric.regular_files import open_regular
 
 
 def open_tree(place: Place) -> Tree:
-    """Open a folder or zip file.
+    """Open a folder, zip file or tar file.
 
     Raises:
-        InputError: The zip file is damaged, or names its members in no known encoding.
+        InputError: The archive is damaged, or names its members in no known encoding.
+        ResourceError: There is no room for what a compressed tar file is decompressed to.
     """
-    return _Zip(place) if place.kind == "zip" else _Folder(place)
+    match place.kind:
+        case "zip":
+            return _Zip(place)
+        case "tar":
+            return TarFile(place)
+        case _:
+            return _Folder(place)
 
 
 def is_image(name: str) -> bool:
@@ -91,7 +70,7 @@ class _Folder:
     def read(self, handle: str, limit: int) -> bytes:
         try:
             with self._open(handle) as stream:
-                return _read_limited(stream, limit)
+                return read_limited(stream, limit)
         except OSError as error:
             raise BadImageError("unreadable", error.strerror or first_line(error)) from None
 
@@ -113,7 +92,7 @@ class _Zip:
     def __init__(self, place: Place) -> None:
         self.shown = place.shown
         try:
-            self._zip = zipfile.ZipFile(_stream(place))
+            self._zip = zipfile.ZipFile(open_archive(place))
         except UnicodeDecodeError:
             raise InputError(f"{self.shown}: has member names that are not UTF-8; pack it again") from None
         except _ZIP_ERRORS as error:
@@ -132,16 +111,9 @@ class _Zip:
             raise BadImageError("compression is neither store nor deflate")
         try:
             with self._zip.open(handle) as stream:
-                return _read_limited(stream, limit)
+                return read_limited(stream, limit)
         except _ZIP_ERRORS as error:
             raise BadImageError("damaged in the zip file", first_line(error)) from None
-
-
-def _stream(place: Place) -> Any:
-    if isinstance(place.fs, pafs.LocalFileSystem):
-        return open_regular(place.path)
-    check_file(place.fs, place.path)
-    return io.BufferedReader(place.fs.open_input_file(place.path), 1 << 18)
 
 
 _Key = tuple[str, int]
@@ -180,13 +152,3 @@ def _entry(info: zipfile.ZipInfo) -> Entry:
             name = name.encode("cp437").decode("utf-8")
     clean, safe = clean_name(name)
     return Entry(readable(clean), safe, info)
-
-
-def _read_limited(stream: Any, limit: int) -> bytes:
-    parts, left = [], limit + 1
-    while left > 0 and (part := stream.read(min(left, 1 << 20))):
-        parts.append(part)
-        left -= len(part)
-    if left <= 0:
-        raise BadImageError("too many bytes", f"limit {limit:,}")
-    return b"".join(parts)

@@ -21,7 +21,7 @@ def bad_batches(run_dir: str) -> tuple[list[BadBatch], int]:
 
 def with_images(config: Config, catalog: Catalog, run_dir: str) -> list[BadBatch]:
     """The first batches of a run that were not finite, with pictures: of images that were not, if any were."""
-    store = ImageStore(catalog, config.model.image_size, config.model.channels, memory_limit_bytes=0)
+    store = ImageStore(catalog, config.model.image_sides, config.model.channels, memory_limit_bytes=0)
     shown = []
     for document in read_batches(run_dir)[:SHOWN_BATCHES]:
         ids = [row["id"] for row in _chosen(document)]

@@ -1,4 +1,4 @@
-"""Embeddings of a catalog, an image folder or a zip, as a file: part by part, so that nothing is done twice."""
+"""Embeddings of a catalog, an image folder or an archive, as a file: part by part, so that nothing is done twice."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def embed_here(work: EmbedWork, parts: Sequence[PartRange], progress: Counter) -
 
 
 def embed_source(job: EmbedJob, embed_parts: EmbedParts = embed_here) -> dict[str, Any]:
-    """Write the embeddings of a catalog, an image folder, a zip or an image as Parquet or Arrow.
+    """Write the embeddings of a catalog, an image folder, an archive or an image as Parquet or Arrow.
 
     Columns: id (int64; the catalog's, or the place in the sorted list of all images of the source, whether they can be
     read or not), path, label_name, group, of catalogs that have them camera and attribute.NAME, embedding (fixed-size
@@ -148,7 +148,7 @@ def embed_source(job: EmbedJob, embed_parts: EmbedParts = embed_here) -> dict[st
             job with other settings.
         ResourceError: If something cannot be written.
 
-    Cost: the embeddings of one part are held at a time; of a folder or zip all names.
+    Cost: the embeddings of one part are held at a time; of a folder or archive all names.
     """
     started = time.monotonic()
     check_ending(job.out)

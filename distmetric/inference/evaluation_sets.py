@@ -154,7 +154,7 @@ def set_of_images(
 
     Args:
         embedder: Of a checkpoint.
-        source: Catalog, image folder or zip.
+        source: Catalog, image folder or archive.
         key: The setting that named it.
         split: Of a catalog; None for all of it.
         batch_size: Images per forward pass.

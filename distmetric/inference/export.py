@@ -110,11 +110,11 @@ def _images(job: ExportJob, spec: EmbedderSpec) -> Tensor:
             raise InputError(f"images={job.images}: no image in it can be read")
         return torch.cat(found)[:_IMAGES]
     generator = torch.Generator().manual_seed(0)
-    side, images = spec.image_size, []
+    sides, images = spec.image_sides, []
     for i in range(_IMAGES):
-        cells = max(1, min(side, 2 ** (i % 8)))
+        cells = max(1, min(*sides, 2 ** (i % 8)))
         coarse = torch.rand((1, spec.channels, cells, cells), generator=generator)
-        fine = torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear")
+        fine = torch.nn.functional.interpolate(coarse, sides, mode="bilinear")
         images.append((fine * 255).round().to(torch.uint8))
     return torch.cat(images)
 
@@ -173,7 +173,7 @@ def _card(checkpoint: Checkpoint, config: Config, weights: str) -> ModelCard:
         checkpoint=checkpoint.location,
         version=__version__,
         embedding_dim=config.model.embedding_dim,
-        image=f"{config.model.channels} x {config.model.image_size} x {config.model.image_size}",
+        image=" x ".join(map(str, (config.model.channels, *config.model.image_sides))),
         loss=config.loss.name,
         model=config.model.name,
     )
@@ -237,9 +237,7 @@ def _existing(uri: str) -> str:
 
 def _example(spec: EmbedderSpec) -> bytes:
     """A small PNG, so that MLflow can show what a request looks like."""
-    shape = (
-        (spec.image_size, spec.image_size) if spec.channels == 1 else (spec.image_size, spec.image_size, 3)
-    )
+    shape = spec.image_sides if spec.channels == 1 else (*spec.image_sides, 3)
     flat: Pixels = torch.full(shape, 128, dtype=torch.uint8).numpy()
     stream = io.BytesIO()
     Image.fromarray(flat).save(stream, "PNG")

@@ -158,7 +158,7 @@ class ServedEmbedder:
 
     def __init__(self, folder: str | Path, *, allow_custom_targets: bool = False) -> None:
         spec = read_exported_config(folder).model
-        self._size, self._channels = spec.image_size, spec.channels
+        self._size, self._channels = spec.image_sides, spec.channels
         self._device = best_device()
         self._embedder = load_exported(
             folder, self._device, allow_custom_targets=allow_custom_targets

@@ -1,4 +1,4 @@
-"""Images to embed, from a catalog, an image folder, a zip file or a single image, in batches of one size."""
+"""Images to embed, from a catalog, an image folder, an archive or a single image, in batches of one size."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def image_batches(
     """Decode all images of a source, batch by batch.
 
     Args:
-        source: Catalog file, image folder, zip file or a single image file; all but a catalog may be URIs.
+        source: Catalog file, image folder, archive or a single image file; all but a catalog may be URIs.
         model: Says the size and the channels of the images: `config.model` of a checkpoint.
         split: Split of a catalog; None for all of it.
         batch_size: Images per batch; fewer in the last one, and where some cannot be read.
@@ -210,7 +210,7 @@ class CatalogImages:
     ) -> Iterator[ImageRows]:
         """Decode a part; see `ImageSource`."""
         store = ImageStore(
-            self._catalog, model.image_size, model.channels, memory_limit_bytes=0, threads=threads
+            self._catalog, model.image_sides, model.channels, memory_limit_bytes=0, threads=threads
         )
         try:
             for start in range(part.start, part.stop, batch_size):
@@ -228,7 +228,7 @@ class CatalogImages:
 
 
 class ListedImages:
-    """Images by their names in a folder or zip file; pickled, those of the parts it is given.
+    """Images by their names in a folder or archive; pickled, those of the parts it is given.
 
     Args:
         reader: Reads them.
@@ -289,7 +289,7 @@ def _decode(
     reader: ImageReader, model: EmbedderSpec, image: ListedImage
 ) -> NDArray[np.uint8] | BadImageError:
     try:
-        return decode_image(reader.read(image), model.image_size, model.channels)
+        return decode_image(reader.read(image), model.image_sides, model.channels)
     except BadImageError as error:
         return error
 

@@ -168,7 +168,7 @@ def _examples(config: Config, checkpoint: Checkpoint, catalog: Catalog) -> dict[
     trusted = config.allow_custom_targets
     embedder, _ = load_embedder(checkpoint, device, allow_custom_targets=trusted)
     rows = _whole_classes(catalog.rows(config.data.test_split), catalog.labels, config.seed)
-    store = ImageStore(catalog, config.model.image_size, config.model.channels, rows=rows)
+    store = ImageStore(catalog, config.model.image_sides, config.model.channels, rows=rows)
     embeddings = embed(embedder.float(), store, rows, config.eval.batch_size, device)
     attributes = {name: catalog.attribute(name)[rows].tolist() for name in catalog.attribute_names}
     return {
@@ -210,7 +210,7 @@ def _coincidences(config: Config, folder: RunFolder, catalog: Catalog) -> dict[s
     else:
         found = coinciding_classes(snapshot, sampler.guard)
         places = np.unique(classes, return_index=True)[1]
-    store = ImageStore(catalog, config.model.image_size, config.model.channels, memory_limit_bytes=0)
+    store = ImageStore(catalog, config.model.image_sides, config.model.channels, memory_limit_bytes=0)
     pairs = _pairs(found, rows if places is None else rows[places])
     shown = [
         _coincidence(catalog, store, pair, distance, ratio, of_classes=places is not None)

@@ -100,7 +100,7 @@ class SearchSet:
 
 
 def mark_of_images(source: str, split: str | None) -> SourceMark:
-    """Look at a catalog, image folder, zip or image, without reading images.
+    """Look at a catalog, image folder, archive or image, without reading images.
 
     Raises:
         InputError: If it is not there, or has no images.
@@ -137,7 +137,7 @@ def mark_of_file(source: str) -> SourceMark:
 def embedded_images(
     embedder: CheckpointEmbedder, mark: SourceMark, key: str, batch_size: int, bad: BadImages
 ) -> tuple[SearchSet, Tensor]:
-    """Embed a catalog, image folder, zip or image.
+    """Embed a catalog, image folder, archive or image.
 
     Args:
         embedder: Of a checkpoint.
@@ -185,7 +185,7 @@ class Pictures:
     """Pictures of rows, read from the images that they were made from.
 
     Args:
-        source: Catalog, image folder, zip or image; absolute.
+        source: Catalog, image folder, archive or image; absolute.
         ids: (N,) of the rows, as `SearchSet` has them.
 
     Raises:

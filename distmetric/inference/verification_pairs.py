@@ -1,4 +1,4 @@
-"""Lists of pairs to verify: a CSV file that names two images and says whether they are of one class."""
+"""Lists of pairs to verify: files that name two images and say whether they are of one class."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from distmetric.errors import InputError
 from distmetric.inference.evaluation_sets import EvaluationSet
+from distmetric.inference.lfw_pairs import face_name, is_face_list, read_face_pairs
 from distmetric.locations import open_location
 
 _SAME = {"1": True, "true": True, "0": False, "false": False}
@@ -27,7 +28,7 @@ class PairList:
 
     Attributes:
         location: The file.
-        key: path or id: what the images are named by.
+        key: path, id or face: what the images are named by (`face_name` of the path).
         first: (P,) names.
         second: (P,) names.
         same: (P,) whether they are of one class.
@@ -54,7 +55,7 @@ class PairList:
         Raises:
             InputError: If an image that is named is not there, or its name is that of several.
         """
-        names = images.paths if self.key == "path" else [str(each) for each in images.ids]
+        names = self._names(images)
         place = {str(name): row for row, name in enumerate(names)}
         sides = [self._rows(side, name, place, images) for side, name in ((1, self.first), (2, self.second))]
         self._check_unique(names, {*self.first, *self.second} if len(place) < len(images) else set(), images)
@@ -64,6 +65,16 @@ class PairList:
             first, second = (embeddings[rows[start : start + _ROWS_AT_ONCE].to(device)] for rows in sides)
             parts.append((first.double() - second.double()).square_().sum(dim=1).sqrt_())
         return torch.cat(parts)
+
+    def _names(self, images: EvaluationSet) -> Sequence[str]:
+        """What the list calls each image."""
+        match self.key:
+            case "face":
+                return [face_name(str(path)) for path in images.paths]
+            case "path":
+                return images.paths
+            case _:
+                return [str(each) for each in images.ids]
 
     def _rows(self, side: int, names: Sequence[str], place: dict[str, int], images: EvaluationSet) -> Tensor:
         rows = np.fromiter((place.get(name, -1) for name in names), np.int64, len(names))
@@ -82,11 +93,11 @@ class PairList:
         if several := [name for name, number in count.items() if number > 1]:
             raise InputError(
                 f"protocol.pairs={self.location}: {several[0]} is the {self.key} of {count[several[0]]} images of "
-                f"{images.name}: name them by {'id_1,id_2' if self.key == 'path' else 'path_1,path_2'}"
+                f"{images.name}: name them by {'path_1,path_2' if self.key == 'id' else 'id_1,id_2'}"
             )
 
     def _example(self, images: EvaluationSet) -> str:
-        return str(images.paths[0]) if self.key == "path" else str(images.ids[0])
+        return str(self._names(images)[0])
 
 
 def read_pairs(location: str) -> PairList:
@@ -94,7 +105,8 @@ def read_pairs(location: str) -> PairList:
 
     Args:
         location: CSV file with a header, path_1,path_2,same or id_1,id_2,same, in any order and optionally with fold;
-            `same` is 1 or 0 (true or false), fold a whole number. A path or URI.
+            `same` is 1 or 0 (true or false), fold a whole number. Or pairs.txt of Labeled Faces in the Wild, whose
+            images are looked for by folder and name. A path or URI.
 
     Raises:
         InputError: If it is not there, lacks a column, or a line of it is wrong; the message says which.
@@ -109,6 +121,14 @@ def read_pairs(location: str) -> PairList:
         ) from None
     except UnicodeDecodeError:
         raise InputError(f"protocol.pairs={location} is not UTF-8: convert it") from None
+    if is_face_list(text):
+        pairs = read_face_pairs(text, location)
+        folds = np.array(pairs.folds, np.int64) if pairs.folds[-1] else None
+        return PairList(location, "face", pairs.first, pairs.second, np.array(pairs.same, np.bool_), folds)
+    return _read_table(text, location)
+
+
+def _read_table(text: str, location: str) -> PairList:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         key, rows = _rows(reader, location)

@@ -71,7 +71,7 @@ def _trunk(spec: AnySpec, allow_custom_targets: bool) -> nn.Module:
     match spec:
         case ConvSpec():
             trunk = ConvTrunk(spec.channels, spec.widths, _local_norm(spec), spec.pool_last)
-            if spec.image_size < trunk.min_size:
+            if min(spec.image_sides) < trunk.min_size:
                 raise ConfigError(
                     f"model.image_size={spec.image_size} is too small for {len(spec.widths)} blocks: "
                     f"use at least {trunk.min_size}, or fewer model.widths"
@@ -90,12 +90,12 @@ def _trunk(spec: AnySpec, allow_custom_targets: bool) -> nn.Module:
                 spec.local_files_only,
                 spec.token,
                 spec.resize_to,
-                spec.image_size,
+                spec.image_sides,
             )
         case TimmSpec():
             from distmetric.models.timm import TimmTrunk
 
-            return TimmTrunk(spec.model, spec.pretrained, spec.token, spec.resize_to, spec.image_size)
+            return TimmTrunk(spec.model, spec.pretrained, spec.token, spec.resize_to, spec.image_sides)
         case CustomSpec():
             return build_custom(spec.target, spec.kwargs, allow_custom_targets)
 
@@ -126,7 +126,7 @@ def _embedder(
         spec.head,
         mean,
         std,
-        image_shape=(max(spec.channels, len(mean)), spec.image_size, spec.image_size),
+        image_shape=(max(spec.channels, len(mean)), *spec.image_sides),
         attribute_values=attribute_values,
         attributes_detached=spec.attributes_detached,
     )

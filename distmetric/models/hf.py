@@ -38,7 +38,7 @@ class TransformersTrunk(nn.Module):
         local_files_only: Whether to do without the network.
         token: "cls" or "mean"; only read where the model gives tokens.
         resize_to: Side that images are resized to; None takes the model's own, 0 keeps them as they are.
-        image_size: Side of the images that will come, for the dry run.
+        image_size: Height and width of the images that will come, for the dry run.
 
     Attributes:
         num_features: Number of features F.
@@ -62,7 +62,7 @@ class TransformersTrunk(nn.Module):
         local_files_only: bool = False,
         token: Token = "cls",
         resize_to: int | None = None,
-        image_size: int = 224,
+        image_size: tuple[int, int] = (224, 224),
     ) -> None:
         super().__init__()
         self.model = _load(model, pretrained, local_files_only)
@@ -73,7 +73,7 @@ class TransformersTrunk(nn.Module):
         parameters = inspect.signature(self.model.forward).parameters
         self._interpolates = "interpolate_pos_encoding" in parameters
         try:
-            features = freeze_unused(self, (self.channels, image_size, image_size))
+            features = freeze_unused(self, (self.channels, *image_size))
         except (RuntimeError, ValueError, TypeError) as error:
             raise ConfigError(f"model.model={model} does not work as a trunk: {one_line(error)}") from error
         self.num_features: int = features.shape[1]

@@ -15,8 +15,8 @@ class EmbedderSpec:
 
     name: str
     """Which kind of trunk this describes."""
-    image_size: int = 28
-    """Side of the square input images in pixels."""
+    image_size: int | list[int] = 28
+    """Side of the square input images in pixels, or [height, width]."""
     channels: int = 1
     """Channels of the input images: 1 for gray, 3 for RGB."""
     embedding_dim: int = 128
@@ -35,6 +35,24 @@ class EmbedderSpec:
     """Attributes of the catalog that the model predicts beside the embedding, for losses that look at them."""
     attributes_detached: bool = True
     """Whether attributes are read off the pooled features without training the trunk."""
+
+    def __post_init__(self) -> None:
+        """Check the size of the images, which a property reads.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        sides = self.image_size if isinstance(self.image_size, list) else [self.image_size] * 2
+        if len(sides) != 2 or min(sides) < 1:
+            raise ValueError(
+                f"image_size={self.image_size} is wrong: give one number from 1 on, or [height, width]"
+            )
+
+    @property
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of the input images in pixels."""
+        size = self.image_size
+        return (size[0], size[1]) if isinstance(size, list) else (size, size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +101,8 @@ class LibrarySpec(EmbedderSpec):
     are."""
     norm: Literal["batch", "sync_batch"] = "batch"
     """Whether the trunk's batch norms, if any, see this rank's batch or those of all ranks."""
-    image_size: int = 224
-    """Side of the square input images in pixels."""
+    image_size: int | list[int] = 224
+    """Side of the square input images in pixels, or [height, width]."""
     channels: int = 3
     """Channels of the input images: 1 for gray, 3 for RGB."""
 

@@ -35,7 +35,7 @@ class TimmTrunk(nn.Module):
         pretrained: Whether to load the weights; otherwise they are drawn afresh from the global generator.
         token: "cls" or "mean"; only read where the model gives tokens.
         resize_to: Side that images are resized to; None takes the model's own, 0 keeps them as they are.
-        image_size: Side of the images that will come, for the dry run.
+        image_size: Height and width of the images that will come, for the dry run.
 
     Attributes:
         num_features: Number of features F.
@@ -54,7 +54,7 @@ class TimmTrunk(nn.Module):
         pretrained: bool = True,
         token: Token = "cls",
         resize_to: int | None = None,
-        image_size: int = 224,
+        image_size: tuple[int, int] = (224, 224),
     ) -> None:
         super().__init__()
         self.model = _load(model, pretrained)
@@ -64,7 +64,7 @@ class TimmTrunk(nn.Module):
         self.channels = len(self.preprocessing.mean)
         self.side = self.preprocessing.side if resize_to is None else resize_to
         try:
-            freeze_unused(self, (self.channels, image_size, image_size))
+            freeze_unused(self, (self.channels, *image_size))
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise ConfigError(f"model.model={model} does not work as a trunk: {one_line(error)}") from error
 

@@ -118,7 +118,7 @@ def _that_fits(
 ) -> int | None:
     """Half of what will be free is for activations: a loss needs blocks of pairs, libraries have buffers."""
     model, rows = config.model, rows_of_rank(config, replica)
-    images = torch.zeros(2, model.channels, model.image_size, model.image_size, dtype=torch.uint8).to(device)
+    images = torch.zeros(2, model.channels, *model.image_sides, dtype=torch.uint8).to(device)
     cost = bytes_per_image(features, trunk, images)
     weights = sum(parameter.nbytes for parameter in trunk.parameters())
     free = _free(replica, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def least_memory(config: Config, catalog: Catalog) -> Need:
         config: The whole run.
         catalog: Its data.
     """
-    pixels = config.model.channels * config.model.image_size**2
+    pixels = config.model.channels * math.prod(config.model.image_sides)
     rows = len(np.union1d(catalog.rows(config.data.train_split), catalog.rows(config.data.test_split)))
     held = rows * pixels
     if held > config.data.memory_limit_gib * _GIB:

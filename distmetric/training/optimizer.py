@@ -81,7 +81,8 @@ def learning_rate_factor(config: ScheduleConfig, step: int, steps: int) -> float
     """Learning rate of a step as a fraction of its peak.
 
     Formula, with t = progress from `decay_start` of the run to its end, f = final_fraction:
-    warm-up (step + 1) / warmup_steps, then cosine f + (1 - f) (1 + cos(pi t)) / 2, exponential f^t, or constant 1.
+    warm-up (step + 1) / warmup_steps, then cosine f + (1 - f) (1 + cos(pi t)) / 2, exponential f^t, constant 1, or step
+    milestone_factor^m at m milestones that were passed.
     """
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps > 0 else 1.0
     start = max(config.decay_start * steps, config.warmup_steps)
@@ -94,6 +95,9 @@ def learning_rate_factor(config: ScheduleConfig, step: int, steps: int) -> float
             return warmup * (final + (1 - final) * (1 + math.cos(math.pi * t)) / 2)
         case "exponential":
             return float(warmup * final**t)
+        case "step":
+            passed = sum(step >= fraction * steps for fraction in config.milestones)
+            return float(warmup * config.milestone_factor**passed)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

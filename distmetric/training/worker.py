@@ -373,7 +373,7 @@ class Worker:
         model, data = self.config.model, self.config.data
         return ImageStore(
             self.catalog,
-            model.image_size,
+            model.image_sides,
             model.channels,
             memory_limit_bytes=int(data.memory_limit_gib * (1 << 30)),
             threads=torch.get_num_threads(),  # that the machine has for this worker

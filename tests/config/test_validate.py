@@ -50,7 +50,6 @@ def test_the_defaults_are_possible() -> None:
         ("checkpoint.every_steps", 1),
         ("checkpoint.keep_last", 1),
         ("seed", 0),
-        ("model.image_size", 1),
         ("model.embedding_dim", 1),
         ("sampler.samples_per_class", 2),
         ("sampler.classes_per_batch", 2),
@@ -96,6 +95,18 @@ def test_some_numbers_are_not_negative(key: str, value: float) -> None:
         ({"schedule.decay_start": 1.0}, "schedule.decay_start=1.0 is wrong: 0 <= decay_start < 1"),
         ({"schedule.decay_start": -0.1}, "schedule.decay_start=-0.1 is wrong: 0 <= decay_start < 1"),
         ({"schedule.final_fraction": 0.0}, "schedule.final_fraction=0.0 is wrong: 0 < fraction <= 1"),
+        (
+            {"schedule.milestones": [0.5, 0.4]},
+            "schedule.milestones=[0.5, 0.4] is wrong: give ascending fractions of the steps, between 0 and 1",
+        ),
+        (
+            {"schedule.milestones": [0.5, 1.0]},
+            "schedule.milestones=[0.5, 1.0] is wrong: give ascending fractions of the steps, between 0 and 1",
+        ),
+        (
+            {"schedule.milestone_factor": 0.0},
+            "schedule.milestone_factor=0.0 is wrong: 0 < milestone_factor <= 1",
+        ),
         ({"schedule.final_fraction": 1.1}, "schedule.final_fraction=1.1 is wrong: 0 < fraction <= 1"),
         ({"optim.beta1": 1.0}, "optim.beta1=1.0 is wrong: 0 <= beta1 < 1"),
         ({"optim.beta2": -0.5}, "optim.beta2=-0.5 is wrong: 0 <= beta2 < 1"),

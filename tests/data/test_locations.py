@@ -18,11 +18,13 @@ def test_files_that_are_no_sources(tmp_path: Path, out: Path) -> None:
     (tmp_path / "in.zip").write_bytes(b"PK hello")
     (tmp_path / "in.parquet").write_bytes(b"hello")
     (tmp_path / "in.tar").write_bytes(b"hello")
+    (tmp_path / "in.rar").write_bytes(b"hello")
     mixed = make_folder(tmp_path / "mixed", {"a/1.png": png(1), "b.parquet": b""})
     for source, message in (
         (str(tmp_path / "in.zip"), "no usable zip file"),
         (str(tmp_path / "in.parquet"), "no usable Parquet file"),
-        (str(tmp_path / "in.tar"), "neither a folder nor .zip nor .parquet"),
+        (str(tmp_path / "in.tar"), "no usable tar file"),
+        (str(tmp_path / "in.rar"), "neither a folder nor .zip, .tar, .tar.gz, .tgz or .parquet"),
         (str(tmp_path / "nowhere"), "does not exist"),
         ("nope://user:secret@host/x?key=secret", r"^nope://host/x: cannot be opened"),
         ("nope://host/x", r"nope://host/x: cannot be opened \(Unrecognized filesystem type"),

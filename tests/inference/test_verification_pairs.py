@@ -108,3 +108,52 @@ def test_a_path_of_several_images_is_refused_where_it_is_meant(tmp_path: Path) -
     assert len(distances) == 1
     with pytest.raises(InputError, match=r"c is the path of 2 images of query=x: name them by id_1,id_2$"):
         read_pairs(write(tmp_path, "path_1,path_2,same\na,c,1\n")).distances(twice, CPU)
+
+
+FACES = [
+    f"lfw.tgz/lfw/{name}/{name}_{n:04}.jpg"
+    for name, n in (("Al", 1), ("Al", 2), ("Bo", 1), ("Bo", 2), ("Cy", 11))
+]
+
+
+def test_pairs_of_faces_are_found_by_folder_and_name(tmp_path: Path) -> None:
+    file = write(tmp_path, "2\t1\nAl\t1\t2\nAl\t2\tBo\t1\nBo\t2\t1\nCy\t11\tAl\t1\n")
+    found = read_pairs(file)
+    assert found.same.tolist() == [True, False, True, False]
+    assert found.folds is not None
+    assert found.folds.tolist() == [0, 0, 1, 1]
+    rows = images().embeddings.double()
+    expected = (rows[[0, 1, 3, 4]] - rows[[1, 2, 2, 0]]).norm(dim=1).tolist()
+    for paths in (FACES, [path.replace(".jpg", ".png").partition("lfw/")[2] for path in FACES]):
+        assert found.distances(images(paths), CPU).tolist() == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(InputError, match=r"pair 1: face_1=Al/Al_0001 is none of the 5 images .* is a/0\)"):
+        found.distances(images(), CPU)
+
+
+def test_a_list_of_one_fold_leaves_the_folds_to_the_protocol(tmp_path: Path) -> None:
+    found = read_pairs(write(tmp_path, "2\nAl\t1\t2\nBo\t1\t2\nAl\t1\tBo\t1\nAl\t2\tBo\t2\n"))
+    assert found.same.tolist() == [True, True, False, False]
+    assert found.folds is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "10 300\nAl 1 2\n",
+            "its first line announces 10 x 2 x 300 pairs and 1 lines follow; get the file again",
+        ),
+        ("0\n", "its first line announces 1 x 2 x 0 pairs and 0 lines follow"),
+        ("1 1\nAl 1 2\nAl 1 2\n", "line 3: 'Al 1 2' is not NAME NUMBER NAME NUMBER"),
+        ("1 1\nAl 1 Bo 2\nAl 1 Bo 2\n", "line 2: 'Al 1 Bo 2' is not NAME NUMBER NUMBER"),
+        ("1 1\nAl 1 two\nAl 1 Bo 2\n", "line 2: 'Al 1 two' is not NAME NUMBER NUMBER"),
+        ("1 1\n\nAl 1 Bo 2\n", "line 2: '' is not NAME NUMBER NUMBER"),
+    ],
+)
+def test_a_wrong_list_of_faces_is_told_in_one_line(text: str, message: str, tmp_path: Path) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        read_pairs(file)
+    assert str(caught.value).startswith(f"protocol.pairs={file}")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -55,6 +55,35 @@ def test_every_kind_builds_trains_and_is_fixed_by_its_seed(spec):
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ConvSpec(embedding_dim=6, widths=[4, 8], image_size=[24, 8]),
+        ResNetSpec(
+            embedding_dim=6, widths=[4, 8], blocks_per_stage=[1, 1], image_size=[24, 8], pooling="flatten"
+        ),
+    ],
+)
+def test_images_may_be_higher_than_wide(spec):
+    assert spec.image_sides == (24, 8)
+    assert build_embedder(spec, 0)(torch.rand(2, 1, 24, 8)).shape == (2, 6)
+
+
+@pytest.mark.parametrize("size", [0, [8], [8, 0], [8, 8, 8], []])
+def test_a_size_of_images_is_one_number_or_two(size):
+    with pytest.raises(
+        ConfigError, match=r"image_size=.* is wrong: give one number from 1 on, or \[height, width\]"
+    ):
+        decode(ConvSpec, {"image_size": size})
+
+
+def test_the_shorter_side_has_to_be_long_enough():
+    with pytest.raises(
+        ConfigError, match=r"model.image_size=\[24, 3\] is too small for 3 blocks: use at least 8"
+    ):
+        build_embedder(ConvSpec(image_size=[24, 3]), 0)
+
+
 def test_defaults_build():
     assert build_embedder(ConvSpec(), 0)(torch.rand(1 + 1, 1, 28, 28)).shape == (2, 128)
     assert build_embedder(ResNetSpec(), 0).embedding_dim == 128

@@ -92,7 +92,7 @@ def test_preprocessing_comes_from_the_processor_then_the_config_then_imagenet(fo
     assert resnet.image_mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert resnet.image_std.flatten().tolist() == [1, 2, 3]
     assert resnet.trunk.side == 32
-    vit = TransformersTrunk(str(folder / "vit"), local_files_only=True, image_size=16)
+    vit = TransformersTrunk(str(folder / "vit"), local_files_only=True, image_size=(16, 16))
     assert vit.preprocessing.side == 16
     assert vit.preprocessing.mean == pytest.approx((0.485, 0.456, 0.406))
     own = build_embedder(spec(folder / "vit", image_mean=[0.5], image_std=[0.5]), 0)

@@ -37,6 +37,12 @@ def test_decay_start_keeps_the_peak_as_long() -> None:
     assert learning_rate_factor(config, 80, 100) == pytest.approx(math.sqrt(0.001))
 
 
+def test_steps_fall_at_their_milestones() -> None:
+    config = ScheduleConfig(name="step", warmup_steps=2, milestones=[0.25, 0.5], milestone_factor=0.5)
+    found = [learning_rate_factor(config, step, 8) for step in range(8)]
+    assert found == [0.5, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+
+
 class Proxies(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ class EmbedJob:
     checkpoint: str
     """Folder of a checkpoint, or of a run (its best one)."""
     source: str
-    """Catalog file, image folder, zip file or image."""
+    """Catalog file, image folder, archive (zip, tar) or image."""
     out: str
     """File or URI to write; its ending says the format: .parquet, or .arrow or .feather."""
     split: str | None = None

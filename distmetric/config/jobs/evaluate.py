@@ -105,7 +105,8 @@ class VerificationProtocolConfig:
     folds: int = 10
     """Parts that the accuracy is a mean over: each judged by the threshold that is best on the others; 0: none."""
     pairs: str | None = None
-    """CSV file of pairs: path_1,path_2,same or id_1,id_2,same (1 or 0) and, if wanted, fold; null: all pairs."""
+    """CSV file of pairs: path_1,path_2,same or id_1,id_2,same (1 or 0) and, if wanted, fold; or pairs.txt as Labeled
+    Faces in the Wild has it; null: all pairs."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -223,8 +224,8 @@ class EvaluateJob:
     data: EvaluateData = field(default_factory=EvaluateData)
     """One catalog to evaluate on."""
     query: str | None = None
-    """Instead of `data`: image folder (class = sub-folder), zip, catalog or file of embeddings; without `gallery` it is
-    evaluated leave-one-out."""
+    """Instead of `data`: image folder (class = sub-folder), archive, catalog or file of embeddings; without `gallery`
+    it is evaluated leave-one-out."""
     gallery: str | None = None
     """What `query` is searched in; classes are matched by name."""
     query_split: str | None = None

@@ -19,7 +19,7 @@ class ExportJob:
     out: str | None = None
     """Folder for the files; mlflow alone needs none."""
     images: str | None = None
-    """Images to compare the exports on: catalog, image folder, zip or single image; null: random ones."""
+    """Images to compare the exports on: catalog, image folder, archive or single image; null: random ones."""
     tolerance: float = 1e-4
     """Largest difference that a component may have, times the largest component or 1; more is an error."""
     tracking_uri: str | None = None

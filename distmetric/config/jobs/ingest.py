@@ -5,19 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+LayoutName = Literal["cub200", "cars196", "sop", "inshop", "market1501", "webface", "lfw"]
+
 
 @dataclass(kw_only=True, frozen=True)
 class IngestJob:
     """jobs/ingest.py: images and labels into one catalog; see `distmetric.data.ingest.ingest`."""
 
     source: str | list[str]
-    """Image folder, zip, Parquet file or folder of them; several are merged by class name."""
+    """Image folder, zip, tar, Parquet file or folder of them; several are merged by class name."""
     out: str
     """Catalog file to write."""
+    layout: LayoutName | list[LayoutName] | None = None
+    """Published data set whose archive the source is (cub200, cars196, sop, inshop, market1501, webface, lfw), or one
+    for each source; null: each folder is a class."""
     manifest: str | None = None
-    """CSV of paths and labels, for other layouts."""
-    split_by: Literal["ratio", "group", "given"] = "ratio"
-    """How classes are divided into training and test."""
+    """CSV of paths and labels, for other layouts; of a published data set, its list, where it is not in the source."""
+    split_by: Literal["ratio", "group", "given"] | None = None
+    """How classes are divided into training and test: ratio, group or given; null: given with a layout, else ratio."""
     test_fraction: float = 0.5
     """Share of the classes for testing (ratio)."""
     validation_fraction: float = 0.0

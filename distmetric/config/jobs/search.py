@@ -15,9 +15,9 @@ class SearchJob(RerankSettings):
     """jobs/search.py: the nearest images of a gallery to every query, as tables and as pictures."""
 
     gallery: str
-    """What is searched: image folder, zip, catalog, file of embeddings (jobs/embed.py), or a saved index."""
+    """What is searched: image folder, archive, catalog, file of embeddings (jobs/embed.py), or a saved index."""
     queries: str
-    """What is looked for: one image, image folder, zip, catalog or file of embeddings."""
+    """What is looked for: one image, image folder, archive, catalog or file of embeddings."""
     out: str
     """Folder for the results."""
     checkpoint: str | None = None
@@ -45,9 +45,9 @@ class SearchJob(RerankSettings):
     pictures: int = 20
     """Queries that are shown with pictures, the first ones; 0 for none."""
     gallery_images: str | None = None
-    """Image folder, zip or catalog that a gallery of embeddings was made from, to show pictures of it."""
+    """Image folder, archive or catalog that a gallery of embeddings was made from, to show pictures of it."""
     queries_images: str | None = None
-    """Image folder, zip or catalog that queries of embeddings were made from, to show pictures of them."""
+    """Image folder, archive or catalog that queries of embeddings were made from, to show pictures of them."""
     batch_size: int = 512
     """Images per forward pass."""
     allow_custom_targets: bool = False
