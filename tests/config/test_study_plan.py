@@ -51,12 +51,13 @@ def test_the_studies_that_come_along_are_possible(name: str) -> None:
     found = plan_study(job)
     assert len(found.runs) == len(job.study.arms) * max(1, len(job.study.variants))
     assert job.study.baseline in job.study.arms
-    steps = {trial.config["train"]["steps"] for trial in found.trials.trials}
-    batches = {
-        trial.config["sampler"]["classes_per_batch"] * trial.config["sampler"]["samples_per_class"]
+    seen = [
+        trial.config["train"]["steps"]
+        * trial.config["sampler"]["classes_per_batch"]
+        * trial.config["sampler"]["samples_per_class"]
         for trial in found.trials.trials
-    }
-    assert len({step * batch for step in steps for batch in batches}) == 1 or name == "batch_size"
+    ]
+    assert max(seen) <= 1.02 * min(seen)  # of images: what is compared must not have seen more
 
 
 @pytest.mark.parametrize(
