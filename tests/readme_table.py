@@ -29,6 +29,7 @@ from distmetric.config.jobs import (
     MineJob,
     ReportJob,
     SearchJob,
+    StudyJob,
     TuneJob,
 )
 from distmetric.config.schema import Config
@@ -61,6 +62,7 @@ JOBS = {
     "mine": MineJob,
     "report": ReportJob,
     "search": SearchJob,
+    "study": StudyJob,
     "tune": TuneJob,
 }
 

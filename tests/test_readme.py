@@ -168,6 +168,8 @@ def left_what_the_readme_lists(workspace: Path, result: dict) -> bool:
 CLUSTER = checked_by("tests/cluster/test_cluster_yaml.py::test_the_launcher_accepts_it")
 SUBMIT = checked_by("tests/end_to_end/test_job_submit.py::test_a_submitted_job_trains_and_its_run_is_tracked")
 
+STUDY = checked_by("tests/end_to_end/test_study.py::test_a_study_compares_its_arms_and_repeats_nothing")
+STUDIES = checked_by("tests/config/test_study_plan.py::test_the_studies_that_come_along_are_possible")
 TUNE = checked_by("tests/end_to_end/test_tune.py::test_a_search_stops_what_is_behind_and_repeats_nothing")
 
 
@@ -298,6 +300,11 @@ CHECKS: dict[str, Check] = {
     "'space={optim.lr: {low: 1e-3, high: 1e-2, log: true}, loss.margin: [0.1, 0.2]}'": TUNE,
     "python jobs/tune.py space=space.yaml train=train.yaml num_trials=50 scheduler=asha name=margins": TUNE,
     "python jobs/tune.py resume=outputs/margins": TUNE,
+    "python jobs/study.py study=losses": STUDIES,
+    "python jobs/study.py study=losses train='{experiment: omniglot, data.path: omniglot.arrow}'": STUDIES,
+    "python jobs/study.py 'study.arms={small: {model.embedding_dim: 32}, large: {model.embedding_dim: 128}}' "
+    "'study.train={experiment: quickstart}' study.baseline=small name=dimensions": STUDY,
+    "python jobs/study.py resume=outputs/dimensions": STUDY,
     "python jobs/export.py checkpoint=outputs/omniglot out=exported": gives(
         lambda workspace, _: (workspace / "exported" / "model.onnx").is_file()
     ),

@@ -81,7 +81,7 @@ def tune_settings(plan: TunePlan, folder: TuneFolder | None = None) -> dict[str,
                 _run(plan, configs, folder, watch, room)
             except BaseException:
                 watch.interrupted()
-                print(f"continue with: python jobs/tune.py resume={folder.location}", file=sys.stderr)
+                print(f"continue with: python jobs/{plan.kind}.py resume={folder.location}", file=sys.stderr)
                 raise
             finally:
                 watch.close()
@@ -146,13 +146,13 @@ def _open(
     server = find_server(config, None if folder is None else folder.tracking_uri)
     if folder is not None:
         return folder, TrackedRun.resume(folder.location, server)
-    name = job.name or f"tune-{new_run_location(config)[0]}"
+    name = job.name or f"{plan.kind}-{new_run_location(config)[0]}"
     name, location = new_run_location(replace(config, name=name))
     if is_tuning(location):
         raise InputError(
             f"name={name} is taken: choose another name, or continue that search with resume={location}"
         )
-    tags = {"distmetric.version": __version__, "distmetric.run_dir": location, "distmetric.kind": "tune"}
+    tags = {"distmetric.version": __version__, "distmetric.run_dir": location, "distmetric.kind": plan.kind}
     tracked = TrackedRun.create(location, server, name, leaves(asdict(job)), tags)
     attach_config(tracked, {**asdict(job), "trials": [trial.settings for trial in plan.trials]})
     folder = TuneFolder(
@@ -163,6 +163,7 @@ def _open(
         __version__,
         tracked.uri,
         tracked.run_id,
+        plan.study,
     )
     folder.write()
     return folder, tracked

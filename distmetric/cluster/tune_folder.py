@@ -7,11 +7,12 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pyarrow import fs
 
 from distmetric.config.decode import decode
+from distmetric.config.jobs.study import StudyJob
 from distmetric.config.jobs.tune import TuneJob
 from distmetric.errors import ConfigError, InputError
 from distmetric.locations import absolute, make_folder, open_location, put_in_place, writing
@@ -61,6 +62,7 @@ class TuneFolder:
         version: The distmetric that started it.
         tracking_uri: Where it is tracked, or None.
         run_id: Its identity there, or None.
+        study: What its trials are the runs of; None for a search.
     """
 
     location: str
@@ -70,6 +72,7 @@ class TuneFolder:
     version: str
     tracking_uri: str | None = None
     run_id: str | None = None
+    study: StudyJob | None = None
 
     def write(self) -> None:
         """Write `tune.json`, making the folder."""
@@ -110,22 +113,28 @@ def ranked(results: Sequence[Result], metric: str) -> list[Result]:
     return sorted(results, key=lambda each: (-each.metrics.get(metric, float("-inf")), each.trial))
 
 
-def read_tuning(location: str) -> TuneFolder:
-    """Read a search's folder.
+def read_tuning(location: str, kind: Literal["tune", "study"] = "tune") -> TuneFolder:
+    """Read the folder of a search, or of a study.
 
     Raises:
-        InputError: If it is not the folder of a search, or its `tune.json` cannot be understood.
+        InputError: If it is the folder of something else, or its `tune.json` cannot be understood.
     """
     text = _read(f"{location}/{_TUNE_FILE}")
     if text is None:
-        raise InputError(f"resume={location} is not the folder of a search: it has no {_TUNE_FILE}")
+        what = "search" if kind == "tune" else "study"
+        raise InputError(f"resume={location} is not the folder of a {what}: it has no {_TUNE_FILE}")
     try:
         content = json.loads(text)
         secret = is_masked(content["job"]) or is_masked(content["drawn"])
         content["job"] = decode(TuneJob, content["job"])
+        if content.get("study") is not None:
+            content["study"] = decode(StudyJob, content["study"])
         folder = TuneFolder(**{**content, "location": absolute(location)})
     except (ValueError, TypeError, KeyError, ConfigError):
         raise InputError(f"{location}/{_TUNE_FILE} is damaged: start a new search") from None
+    of = "tune" if folder.study is None else "study"
+    if of != kind:
+        raise InputError(f"resume={location} was started by jobs/{of}.py: continue it with that")
     if secret:
         raise InputError(
             f"{location}/{_TUNE_FILE} lacks a setting, which was not stored because it is secret: start a new search, "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from distmetric.config.compose import compose, read_settings, to_override
 from distmetric.config.decode import decode, leaves
+from distmetric.config.jobs.study import StudyJob
 from distmetric.config.jobs.tune import TuneJob
 from distmetric.config.schema import Config
 from distmetric.config.tune_space import Choices, Space, draw_trials, parse_space, with_whole_numbers
@@ -50,11 +51,18 @@ class TunePlan:
         job: Its settings, with the contents of the files that were given.
         trials: Its trials, in the order they start.
         shared: What sets on a command line what they have in common.
+        study: What its trials are the runs of; None for a search.
     """
 
     job: TuneJob
     trials: tuple[Trial, ...]
     shared: tuple[str, ...] = ()
+    study: StudyJob | None = None
+
+    @property
+    def kind(self) -> Literal["tune", "study"]:
+        """The job that it is of."""
+        return "tune" if self.study is None else "study"
 
 
 def plan_trials(job: TuneJob, drawn: Sequence[Mapping[str, Any]] | None = None) -> TunePlan:
@@ -97,24 +105,30 @@ def _with_contents(job: TuneJob) -> TuneJob:
 def _shared(job: TuneJob) -> dict[str, Any]:
     assert not isinstance(job.train, str)
     shared = leaves(job.train or {})
-    _refuse("train", shared)
+    refuse_own("train", shared)
     return shared
 
 
 def _space(job: TuneJob) -> Space:
     assert not isinstance(job.space, str)
     space = parse_space(job.space)
-    _refuse("space", space)
+    refuse_own("space", space)
     for key in space:
         if key.partition(".")[0] == "tracking":
             raise ConfigError(f"space: {key} cannot differ between the runs of a search: give it in train")
     return space
 
 
-def _refuse(where: str, keys: Mapping[str, Any]) -> None:
+def refuse_own(where: str, keys: Mapping[str, Any], what: str = "search") -> None:
+    """Refuse what a search or a study decides for its runs.
+
+    Raises:
+        ConfigError: Naming the first such key and what to give instead.
+    """
     for key, instead in _OF_THE_SEARCH.items():
         if key in keys:
-            raise ConfigError(f"{where}: {key} is decided by the search: leave it out, or give {instead}")
+            given = instead.replace("the search", f"the {what}")
+            raise ConfigError(f"{where}: {key} is decided by the {what}: leave it out, or give {given}")
 
 
 def _first(space: Space) -> dict[str, Any]:

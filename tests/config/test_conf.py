@@ -21,6 +21,7 @@ from distmetric.config.jobs import (
     MineJob,
     ReportJob,
     SearchJob,
+    StudyJob,
     TuneJob,
 )
 from distmetric.config.schema import Config
@@ -46,6 +47,7 @@ JOBS: dict[str, tuple[type[Any], list[str]]] = {
     "mine": (MineJob, ["embeddings=x", "out=y"]),
     "report": (ReportJob, ["runs=[x]"]),
     "search": (SearchJob, ["gallery=x", "queries=y", "out=z"]),
+    "study": (StudyJob, []),
     "tune": (TuneJob, ["space={optim.lr: [0.1]}"]),
 }
 # Where a choice deliberately differs from the defaults of its dataclass.

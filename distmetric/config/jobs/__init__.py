@@ -8,6 +8,7 @@ from distmetric.config.jobs.ingest import IngestJob
 from distmetric.config.jobs.mine import MineJob
 from distmetric.config.jobs.report import ReportJob
 from distmetric.config.jobs.search import SearchJob
+from distmetric.config.jobs.study import StudyConfig, StudyJob
 from distmetric.config.jobs.tune import TuneJob
 
 __all__ = [
@@ -20,5 +21,7 @@ __all__ = [
     "MineJob",
     "ReportJob",
     "SearchJob",
+    "StudyConfig",
+    "StudyJob",
     "TuneJob",
 ]
