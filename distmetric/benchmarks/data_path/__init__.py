@@ -1,1 +1,1 @@
-"""Images per second of the loader, beside what reading, decoding and augmenting cost alone."""
+"""Images per second of the loader, beside what planning, reading, decoding and augmenting cost alone."""

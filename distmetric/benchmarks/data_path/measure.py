@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -57,7 +58,8 @@ class DataMeasurement(Measurement):
     busy, divided by the cores.
 
     Args:
-        read_seconds: Seconds of a core per batch for reading and verifying the encoded images, or for gathering those
+        plan_seconds: Seconds of a core per batch for choosing its rows.
+        read_seconds: For reading and verifying the encoded images, or for gathering those
             that are held.
         decode_seconds: For decoding them; 0 where they are held.
         augment_seconds: For augmenting them.
@@ -65,6 +67,7 @@ class DataMeasurement(Measurement):
         cpu_seconds: Of all threads, per batch of the loader.
     """
 
+    plan_seconds: float
     read_seconds: float
     decode_seconds: float
     augment_seconds: float
@@ -98,12 +101,13 @@ def measure_data(spec: DataSpec, replica: Replica | None = None) -> DataMeasurem
         rounds = [(work.alone(turn), work.loaded(turn)) for turn in range(spec.steps)]
         store.close()
     alone = np.array([parts for parts, _ in rounds])
-    read, decode, varied = np.median(alone, 0).tolist()
+    plan, read, decode, varied = np.median(alone, 0).tolist()
     return DataMeasurement(
         [wall for _, (wall, _) in rounds],
         (alone.sum(1) / spec.threads).tolist(),
         memory.base,
         peak,
+        plan,
         read,
         decode,
         varied,
@@ -120,16 +124,16 @@ class _Work:
         self._store, self._sampler = store, sampler
         self._rows = catalog.rows("train")
 
-    def alone(self, turn: int) -> tuple[float, float, float]:
-        """Seconds of a core for reading, decoding and augmenting a batch, on one thread each."""
-        sums = np.zeros(3)
+    def alone(self, turn: int) -> list[float]:
+        """Seconds of a core for planning, reading, decoding and augmenting a batch, on one thread each."""
+        sums = np.zeros(4)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         for step in self._steps(turn):
-            sums += self._parts(step, self._sampler.batch(step))
+            planned, rows = _busy(partial(self._sampler.batch, step))
+            sums += [planned, *self._parts(step, rows)]
         torch.set_num_threads(threads)
-        read, decode, varied = (sums / _BATCHES).tolist()
-        return read, decode, varied
+        return [float(part) for part in sums / _BATCHES]
 
     def loaded(self, turn: int) -> tuple[float, float]:
         """Seconds per batch that comes from the loader and is augmented, and those of all cores together."""

@@ -12,15 +12,16 @@ from distmetric.benchmarks.data_path.sets import SETS
 from distmetric.benchmarks.table import NONE, busy, document, header, table
 
 _METHOD = (
-    "`read`, `decode` and `augment` are what each of them keeps one core busy for, alone and per image: reading and "
-    "verifying the encoded image in the mapped catalog (of images that are decoded once: gathering them), decoding and "
-    "resizing, augmenting. `alone` is how many images per second that makes on all the cores of the cell, were they "
-    "never idle. `loader` is how many come out of the loader and are augmented, in turns with the parts alone, each "
-    "cell in a fresh process that keeps to its cores; `share` is the median of its ratio to `alone`. `CPU` is the time "
-    "that all threads of the loader take over that of the parts: what threads, batches and Python add."
+    "`plan`, `read`, `decode` and `augment` are what each of them keeps one core busy for, alone and per image: "
+    "choosing a batch, reading and verifying encoded images in the mapped catalog (of images that are decoded once: "
+    "gathering them), decoding and resizing, augmenting. `alone` is how many images per second that makes on all "
+    "the cores of the cell, were they never idle. `loader` is how many come out of the loader and are augmented, in "
+    "turns with the parts alone, each cell in a fresh process that keeps to its cores; `share` is the median of its "
+    "ratio to `alone`. `CPU` is the time that all threads of the loader take over that of the parts: what threads, "
+    "batches and Python add."
 )
 _TITLES = [
-    *("images", "cores", "batch", "KiB", "read", "decode", "augment"),
+    *("images", "cores", "batch", "KiB", "plan", "read", "decode", "augment"),
     *("alone", "loader", "share", "CPU"),
 ]
 
@@ -50,7 +51,12 @@ def shown(outcome: DataOutcome) -> dict[str, float]:
     if outcome.status != "ok":
         return {}
     found, size = outcome.ranks[0], outcome.spec.size
-    parts = {"read": found.read_seconds, "decode": found.decode_seconds, "augment": found.augment_seconds}
+    parts = {
+        "plan": found.plan_seconds,
+        "read": found.read_seconds,
+        "decode": found.decode_seconds,
+        "augment": found.augment_seconds,
+    }
     return {
         **{f"{name}_microseconds": seconds / size * 1e6 for name, seconds in parts.items()},
         "images_per_second_alone": size / median(found.matmul_seconds),
@@ -69,7 +75,7 @@ def _row(outcome: DataOutcome) -> list[str]:
     return [
         *line,
         f"{values['encoded_kib']:.1f}",
-        *(f"{values[f'{name}_microseconds']:.0f} us" for name in ("read", "decode", "augment")),
+        *(f"{values[f'{name}_microseconds']:.0f} us" for name in ("plan", "read", "decode", "augment")),
         f"{values['images_per_second_alone']:,.0f}",
         f"{values['images_per_second']:,.0f}",
         f"{values['share']:.2f}",
