@@ -1,10 +1,13 @@
-"""Measure losses, the index or the data path, beside their peers in one run, or what training survives.
+"""Measure losses, the index, the data path or training, beside their peers in one run, how a step scales, or what
+training survives.
 
     python jobs/benchmark.py suite=losses
     python jobs/benchmark.py losses=[batch_hard,supcon] sizes=[4096] processes=[1] peers=false
     python jobs/benchmark.py suite=index
     python jobs/benchmark.py suite=index embeddings=embeddings.parquet methods=[flat,class_balls]
     python jobs/benchmark.py suite=data images=[jpeg512]
+    python jobs/benchmark.py suite=training
+    python jobs/benchmark.py suite=scaling cluster.batch_per_gpu=1024
     python jobs/benchmark.py suite=soak seconds=600
 
 The last line is a JSON object: markdown and json (paths of the tables), run_id, cells, statuses, seconds; of a soak, in

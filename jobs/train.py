@@ -17,18 +17,23 @@ from distmetric.config.command import run_command
 from distmetric.config.compose import compose, resume, resumed_folder
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
+from distmetric.startup import StartUp
 
 
 def main(overrides: list[str]) -> dict[str, Any]:
     """Compose, check, train."""
+    startup = StartUp(is_whole=True)
+    startup.mark("python")
     interrupted = resumed_folder(overrides)
     values = resume(load_resumable(interrupted), overrides) if interrupted else compose("config", overrides)
     config = decode(Config, values)
+    startup.mark("settings")
     from distmetric.cluster.fit import (
         fit,  # brings Ray, which takes seconds: a mistyped setting is answered before
     )
 
-    result = fit(config)
+    startup.mark("imports")
+    result = fit(config, startup=startup)
     if result.tracking_uri:
         print(f"MLflow:  {result.where_to_look()}", file=sys.stderr)
     if result.report:

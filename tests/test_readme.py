@@ -361,6 +361,14 @@ CHECKS: dict[str, Check] = {
         lambda _, result: result["statuses"] == {"ok": 1} and Path(result["markdown"]).is_file(),
         *("images=[jpeg256]", "sizes=[8]", "steps=1", "threads=1"),
     ),
+    "python jobs/benchmark.py suite=training": gives(
+        lambda _, result: result["statuses"] == {"ok": 3} and Path(result["markdown"]).is_file(),
+        *("models=[conv]", "sizes=[16]", "processes=[1]", "steps=1", "startup=false"),
+    ),
+    "python jobs/benchmark.py suite=scaling": gives(
+        lambda _, result: result["statuses"] == {"ok": 4} and Path(result["markdown"]).is_file(),
+        *("sizes=[16]", "processes=[1]", "steps=1"),
+    ),
     "python -m distmetric.index.scale": runs(),
     "export RAY_AUTH_MODE=token": SUBMIT,
     "ray get-auth-token --generate > /dev/null": made_token,

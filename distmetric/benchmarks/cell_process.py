@@ -24,6 +24,8 @@ from distmetric.benchmarks.index.measure import IndexMeasurement, IndexSpec, mea
 from distmetric.benchmarks.kernels.measure import KernelMeasurement, KernelSpec, measure_kernels
 from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec, measure_loss
 from distmetric.benchmarks.memory import is_out_of_memory
+from distmetric.benchmarks.scaling.measure import ScalingMeasurement, ScalingSpec, measure_scaling
+from distmetric.benchmarks.training.measure import TrainingMeasurement, TrainingSpec, measure_training
 from distmetric.distributed.replica import join_from_environment, leave
 from distmetric.errors import ResourceError
 
@@ -42,6 +44,8 @@ KINDS = {
     IndexSpec.suite: Kind(IndexSpec, IndexMeasurement, measure_index),
     DataSpec.suite: Kind(DataSpec, DataMeasurement, measure_data),
     KernelSpec.suite: Kind(KernelSpec, KernelMeasurement, measure_kernels),
+    ScalingSpec.suite: Kind(ScalingSpec, ScalingMeasurement, measure_scaling),
+    TrainingSpec.suite: Kind(TrainingSpec, TrainingMeasurement, measure_training),
 }
 
 

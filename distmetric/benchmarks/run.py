@@ -19,8 +19,10 @@ from distmetric.benchmarks.kernels.suite import KernelSuite
 from distmetric.benchmarks.losses.suite import LossSuite
 from distmetric.benchmarks.machine import describe_machine
 from distmetric.benchmarks.report import open_report
+from distmetric.benchmarks.scaling.suite import ScalingSuite
 from distmetric.benchmarks.suite import Suite, device_of, threads_of
 from distmetric.benchmarks.table import to_dict
+from distmetric.benchmarks.training.suite import TrainingSuite
 from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ResourceError
 from distmetric.progress import Progress
@@ -30,6 +32,8 @@ SUITES: dict[str, Suite] = {
     "index": IndexSuite(),
     "data": DataSuite(),
     "kernels": KernelSuite(),
+    "training": TrainingSuite(),
+    "scaling": ScalingSuite(),
 }
 """Suites that measure cells. The other one, soak, disturbs a training."""
 
@@ -67,6 +71,7 @@ def _cells(job: BenchmarkJob) -> dict[str, Any]:
         for outcome in _measured(suite, specs, job.timeout_s):
             outcomes.append(outcome)
             raw = to_dict(machine, asdict(job), ((each, suite.summary(each)) for each in outcomes))
+            raw |= suite.conclusions(machine, outcomes, job)
             report.write(suite.markdown(machine, outcomes, job), raw)
             report.tracker.log(outcome.spec.size, metrics(suite, outcome))
     statuses = dict(Counter(outcome.status for outcome in outcomes))

@@ -42,6 +42,15 @@ class Suite(Protocol):
     ) -> str:
         """The tables of all cells so far."""
 
+    def conclusions(
+        self,
+        machine: Mapping[str, Any],  # noqa: ARG002
+        outcomes: Sequence[Outcome[Any, Any]],  # noqa: ARG002
+        job: BenchmarkJob,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """What follows from all cells so far, for the raw numbers; nothing unless a suite says so."""
+        return {}
+
 
 def check_known(key: str, names: Collection[str] | None, known: Collection[str]) -> None:
     """Raise ConfigError for the first name that is not one of those that can be measured."""

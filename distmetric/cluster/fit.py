@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from distmetric.cluster.groups import train_on_workers
 from distmetric.cluster.run_folder import new_run_location
 from distmetric.cluster.stop import StopSignals
 from distmetric.cluster.tracked import (
+    check_tracking,
     close_tracking,
     note_identity,
     open_tracking,
@@ -28,8 +30,8 @@ from distmetric.config.signals import Interrupted
 from distmetric.config.validate import validate
 from distmetric.data.splits import check_answerable
 from distmetric.inference.origin import command_line, environment
-from distmetric.inference.run_report import write_report
 from distmetric.locations import absolute, check_writable, reason
+from distmetric.startup import StartUp
 from distmetric.tracking.server import Server
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.memory import check_memory
@@ -82,7 +84,7 @@ class FitResult:
         return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
 
 
-def fit(config: Config, tags: Mapping[str, str] | None = None) -> FitResult:
+def fit(config: Config, tags: Mapping[str, str] | None = None, startup: StartUp | None = None) -> FitResult:
     """Train on Ray workers until the last step, and report.
 
     Everything that can be checked is checked before anything is started. Workers that die are replaced, up to
@@ -96,6 +98,7 @@ def fit(config: Config, tags: Mapping[str, str] | None = None) -> FitResult:
     Args:
         config: The whole run.
         tags: Of the tracked run, beside its own; for a new run only.
+        startup: What this process has done before, for the measurements of the start; by default they begin here.
 
     Returns:
         What the run left.
@@ -105,15 +108,23 @@ def fit(config: Config, tags: Mapping[str, str] | None = None) -> FitResult:
         Interrupted: If so before there was a run.
         UserError: With one line that names the fix; the tracked run is marked as failed.
     """
+    startup = startup or StartUp()
     config, fingerprint = checked(config)
-    config, server = separate_tracking(config)
+    check_tracking(config)
     done = finished(config, fingerprint)
-    with StopSignals.heard() as signals:
+    startup.mark("checks")
+    with StopSignals.heard() as signals, ThreadPoolExecutor(1, "loads-mlflow") as ahead:
+        separated = ahead.submit(
+            separate_tracking, config
+        )  # loads MLflow, which takes as long as to start Ray
         with nullcontext() if done else ray_session(config.trainer):
             signals.check()
+            startup.mark("ray")
+            config, server = separated.result()
             folder, tracked = _open_run(config, fingerprint, tags or {}, server, over=done is not None)
+            startup.mark("tracking")
             with tracked.watch(), tagged_with_notices(tracked, folder.location):
-                outcome = done or train_on_workers(config, folder.location, signals, tracked)
+                outcome = done or train_on_workers(config, folder.location, signals, tracked, startup)
                 result = FitResult(folder.name, folder.location, tracked.run_id, tracked.uri, **outcome)
         return _closed(config, folder, tracked, result, signals)
 
@@ -131,6 +142,8 @@ def _closed(
         with signals.at_once():
             try:
                 if config.report:
+                    from distmetric.inference.run_report import write_report  # brings matplotlib
+
                     report = write_report(config, result.run_dir, result.checkpoint, tracked)
                     result = replace(result, report=report)
             except errors.UserError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from distmetric.config.schema import Config
 from distmetric.config.signals import attended
 from distmetric.errors import StoppedError
 from distmetric.progress import Progress
+from distmetric.startup import StartUp
 from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.claim import Claim
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def train_on_workers(
-    config: Config, run_dir: str, signals: StopSignals, tracked: TrackedRun
+    config: Config, run_dir: str, signals: StopSignals, tracked: TrackedRun, startup: StartUp
 ) -> dict[str, Any]:
     """Train a run to its end on Ray workers; those that are lost are replaced.
 
@@ -43,6 +45,7 @@ def train_on_workers(
         run_dir: Its folder.
         signals: What the driver is asked meanwhile.
         tracked: Told at once when the run is asked to stop, for this process may be given no time to tell it later.
+        startup: What was done so far.
 
     Returns:
         checkpoint, step, seconds and metrics, as a `TrainResult` has them.
@@ -56,7 +59,8 @@ def train_on_workers(
         owner = Claim(run_dir).owner
         index = start_index(config, run_dir, owner)
         try:
-            groups = Groups(config, run_dir, board, index, owner)
+            startup.mark("index")
+            groups = Groups(config, run_dir, board, index, owner, startup)
             try:
                 outcome = attended(groups.train, Attendant(run_dir, board, signals, tracked))
             finally:
@@ -68,6 +72,23 @@ def train_on_workers(
     return outcome
 
 
+class LeanTrainer(TorchTrainer):
+    """Ray's trainer without actors that it starts for every training, each of which loads half of Ray first.
+
+    One hands out data sets of Ray's, of which there are none here. The other removes what a controller leaves that has
+    died; it needs Ray's dashboard for that, which a private Ray does not have. A Ray that calls them something else
+    starts them.
+    """
+
+    is_private = False
+    """Whether Ray was started for this process alone."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = {"DatasetsCallback", *(("PlacementGroupCleanerCallback",) if self.is_private else ())}
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ not in unused]
+
+
 class Groups:
     """The groups of a training: one, which Ray Train starts again where workers are lost, or elastic ones.
 
@@ -77,10 +98,17 @@ class Groups:
         board: Handle of the `ProgressBoard`.
         index: Handles of the actors of its index, or None.
         owner: Identity of the driver's claim to the folder.
+        startup: What was done so far.
     """
 
     def __init__(
-        self, config: Config, run_dir: str, board: Any, index: IndexHandles | None, owner: str
+        self,
+        config: Config,
+        run_dir: str,
+        board: Any,
+        index: IndexHandles | None,
+        owner: str,
+        startup: StartUp,
     ) -> None:
         self._config, self._run_dir, self._board = config, run_dir, board
         self._payload = {
@@ -89,6 +117,7 @@ class Groups:
             "board": board,
             "index": index,
             "owner": owner,
+            "startup": {**startup.handed_over(), "step": newest_step(run_dir) or 0},
         }
         self._judge = FailureJudge()
         self._number = 0
@@ -124,7 +153,7 @@ class Groups:
 
     def _train_with(self, workers: int, number: int) -> dict[str, Any]:
         trainer, self._number = self._config.trainer, number
-        run = TorchTrainer(
+        run = LeanTrainer(
             train_worker,
             train_loop_config={**self._payload, "group": number},
             scaling_config=ScalingConfig(
@@ -148,6 +177,7 @@ class Groups:
                 callbacks=[self._judge],
             ),
         )
+        run.is_private = not (trainer.address or os.environ.get("RAY_ADDRESS"))
         try:
             return dict(run.fit().return_value)
         except WorkerGroupError as error:

@@ -21,7 +21,6 @@ from distmetric.config.decode import leaves
 from distmetric.config.jobs import ExportJob
 from distmetric.config.schema import CatalogDataConfig, Config, MLflowConfig
 from distmetric.errors import ResourceError, TakenOverError, UserError
-from distmetric.inference.export import export_checkpoint
 from distmetric.secrets import masked
 from distmetric.tracking.address import tracking_uri, without_credentials
 from distmetric.tracking.journal import read_run_record
@@ -44,14 +43,29 @@ def separate_tracking(config: Config) -> tuple[Config, Server | None]:
         ConfigError: If `tracking.uri` or MLFLOW_TRACKING_URI cannot be the address of a server.
         ResourceError: If there is none and there has to be one, or a package for what it is to get is missing.
     """
+    check_tracking(config)
     tracking = config.tracking
     if not isinstance(tracking, MLflowConfig):
         return config, None
-    _check_packages(tracking)
-    known = None if config.resume is None else read_run(config.resume).tracking_uri
-    server = find_server(config, known)
+    server = find_server(config, _known_uri(config))
     shown = None if tracking.uri is None else without_credentials(tracking.uri)
     return replace(config, tracking=replace(tracking, uri=shown)), server
+
+
+def check_tracking(config: Config) -> None:
+    """See that a configuration can be tracked, without MLflow, which takes seconds to load.
+
+    Raises:
+        UserError: See `separate_tracking`.
+    """
+    if isinstance(config.tracking, MLflowConfig):
+        _check_packages(config.tracking)
+        tracking_uri(config.tracking.uri, config.output_dir, _known_uri(config))
+
+
+def _known_uri(config: Config) -> str | None:
+    """Where a run that is resumed was tracked."""
+    return None if config.resume is None else read_run(config.resume).tracking_uri
 
 
 def find_server(config: Config, known: str | None = None) -> Server | None:
@@ -221,6 +235,8 @@ def _register(config: Config, tracked: TrackedRun, checkpoint: str, waiting: int
     name = config.tracking.register if isinstance(config.tracking, MLflowConfig) else None
     if name is None or tracked.server is None:
         return None
+    from distmetric.inference.export import export_checkpoint  # not before a training that waits for it
+
     job = ExportJob(
         checkpoint=checkpoint,
         formats=["mlflow"],

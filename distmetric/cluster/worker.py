@@ -21,6 +21,7 @@ from distmetric.cluster.stop import RemoteRequest
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config, MLflowConfig
 from distmetric.distributed.replica import Replica
+from distmetric.startup import StartUp
 from distmetric.tracking.journal_tracker import JournalTracker
 from distmetric.tracking.tracker import NullTracker, Tracker
 from distmetric.training.loop import train
@@ -32,12 +33,16 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     """Train as one rank; Ray calls it again, in a new process, when workers were lost.
 
     Args:
-        payload: config, run_dir, group (number of the group of workers) and owner (token of the driver's claim), plain,
-            the handle of the progress board, and the handles of the index or None.
+        payload: config, run_dir, group (number of the group of workers), owner (token of the driver's claim) and
+            startup (the driver's marks, and the step that the run stood at), plain, the handle of the progress board,
+            and the handles of the index or None.
 
     Returns:
         The `TrainResult` as a dict.
     """
+    startup = StartUp.taken_over(payload["startup"])
+    if startup is not None:
+        startup.mark("workers")
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     # Why a worker fails is told once, by the driver. Not in `quiet_ray`: Ray Train sets its loggers up after that.
     logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)
@@ -62,6 +67,11 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
                     stop=request or NoRequest(),
                 )
             )
+            # Not again where this group replaces another one, which had reached a checkpoint.
+            is_first = payload["group"] == 1 and workers[0].step == payload["startup"]["step"]
+            if startup is not None and is_first:
+                startup.mark("worker")
+                workers[0].startup = startup
             result = train(workers[0])
         if request is not None:
             request.leave(result.step)

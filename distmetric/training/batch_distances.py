@@ -50,7 +50,7 @@ def batch_distances(batch: JointBatch) -> BatchDistances:
     anchor_step = max(1, math.ceil(len(batch.anchors) / MAX_ANCHORS))
     anchors = at_least_float32(batch.anchors.detach()[::anchor_step])
     columns = at_least_float32(batch.columns.detach())
-    labels = batch.labels[::anchor_step]
+    labels = batch.labels[::anchor_step].contiguous()
     own = None if batch.anchor_index is None else batch.anchor_index[::anchor_step, None]
     distances = squared_distance_block(anchors, columns).sqrt_()
     positive = labels[:, None] == batch.column_labels

@@ -114,15 +114,22 @@ def clip_gradients(
     The norm is that of one process, and equal on all ranks: of sharded parameters it counts the rows of all ranks,
     which takes a collective of one number.
     """
-    trained, limit = list(parameters), math.inf if clip_norm is None else clip_norm
+    trained = list(parameters)
     sharded = [parameter for parameter in trained if isinstance(parameter, ShardedParameter)]
     if not sharded or replica is None or replica.world_size == 1:
-        return torch.nn.utils.clip_grad_norm_(trained, limit)
+        return _clipped(trained, clip_norm, _norm(trained))
     whole = [parameter for parameter in trained if not isinstance(parameter, ShardedParameter)]
-    of_shards, of_whole = (
-        torch.nn.utils.get_total_norm([part.grad for part in parts if part.grad is not None])
-        for parts in (sharded, whole)
-    )
+    of_shards, of_whole = _norm(sharded), _norm(whole)
     norm = (of_whole.double() ** 2 + replica.sum_(of_shards.double() ** 2)).sqrt().to(of_shards.dtype)
-    torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    return _clipped(trained, clip_norm, norm)
+
+
+def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+
+
+def _clipped(parameters: list[nn.Parameter], clip_norm: float | None, norm: torch.Tensor) -> torch.Tensor:
+    """Scale gradients of a known norm; where there is no limit, not even by 1, which would write all of them again."""
+    if clip_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     return norm

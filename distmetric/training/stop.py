@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 from distmetric.config.signals import signal_name
-from distmetric.distributed.replica import Replica
+
+if TYPE_CHECKING:  # it brings PyTorch, which the processes that only pass wishes on can do without
+    from distmetric.distributed.replica import Replica
 
 Wish = Literal["", "save", "stop"]
 _WISHES: Final[tuple[Wish, ...]] = get_args(Wish)  # the greater, the more urgent

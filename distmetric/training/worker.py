@@ -29,6 +29,7 @@ from distmetric.progress import Counter, Progress
 from distmetric.samplers.back_off import BackOff
 from distmetric.samplers.hard_neighbors import HardNeighborSampler, HardNeighborSamplerConfig
 from distmetric.secrets import masked
+from distmetric.startup import StartUp
 from distmetric.tracking.tracker import Tracker
 from distmetric.training.batches import Batch, BatchLoader
 from distmetric.training.checkpoint import Checkpoint, CheckpointStore
@@ -78,6 +79,9 @@ class Worker:
         progress: What is told how many steps are done; by default a line on rank 0's standard error.
         owner: Token of the driver that has claimed the run's folder; None: this process claims it for itself.
         stop: Asked before every step whether to save or to stop; given on all ranks or on none.
+
+    Attributes:
+        startup: What is logged with the first step, of how long it took to get there; None for nothing.
     """
 
     def __init__(
@@ -136,6 +140,7 @@ class Worker:
         self.monitor = Monitor(replica, self.sampler.batch_size, self.model.chunk_size)
         self.step = 0
         self.wishes = Wishes(stop, replica)
+        self.startup: StartUp | None = None
         self._saved_step, self._evaluation_due = -1, False
         self._best = -1.0
         self._latest_metrics: dict[str, float] = {}
@@ -175,6 +180,11 @@ class Worker:
         The order matters: what a checkpoint covers is logged before it is written.
         """
         self.step = done
+        if self.startup is not None:
+            self.startup.mark("first_step")
+            if self.replica.is_main:
+                self.tracker.log(done, self.startup.metrics())
+            self.startup = None
         last = done == self.config.train.steps
         evaluates = last or done % self.config.eval.every_steps == 0
         saves = last or done % self.config.checkpoint.every_steps == 0

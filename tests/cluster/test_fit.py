@@ -15,6 +15,7 @@ import pytest
 from distmetric.cluster import fit as fit_module
 from distmetric.cluster.fit import FitResult
 from distmetric.errors import InputError, ResourceError
+from distmetric.inference import run_report
 from runs import FEW_GLYPHS, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,7 +64,7 @@ def test_a_report_that_cannot_be_made_costs_neither_the_training_nor_its_registe
         raise error
 
     done = []
-    monkeypatch.setattr(fit_module, "write_report", refuse)
+    monkeypatch.setattr(run_report, "write_report", refuse)
     monkeypatch.setattr(fit_module, "close_tracking", lambda *_: done.append("registered"))
     monkeypatch.setattr(fit_module, "note_identity", lambda *_: done.append("noted"))
     tracked = SimpleNamespace(close=lambda: 0, run_id=None)

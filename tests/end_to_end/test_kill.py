@@ -14,6 +14,7 @@ import pytest
 
 from distmetric.benchmarks.soak.equality import CLOCKS
 from distmetric.distributed import Replica
+from distmetric.tracking.journal import read_history
 from drivers import descendants, kill, start, steps_saved, wait_for
 from kills import Journal, assert_same_state, journaled, kill_seed, saved_state
 from processes import run_ranks
@@ -105,3 +106,7 @@ def test_killing_a_worker_the_driver_and_then_everything_changes_nothing(glyph_c
     status, history = tracked_history(run_dir)
     assert status == "FINISHED"
     assert history == journaled(tmp_path / "whole.jsonl")
+    # Told by each driver's first workers, not by those that replace lost ones.
+    starts = [step for step, _ in read_history(str(run_dir))["time/startup_total"]]
+    assert starts[0] == 1
+    assert len(starts) in (2, 3)

@@ -9,13 +9,13 @@ from distmetric.benchmarks.data_path import table
 from distmetric.benchmarks.data_path.measure import DataSpec
 from distmetric.benchmarks.data_path.sets import SETS
 from distmetric.benchmarks.data_path.table import DataOutcome
-from distmetric.benchmarks.suite import check_known, threads_of
+from distmetric.benchmarks.suite import Suite, check_known, threads_of
 from distmetric.config.jobs import BenchmarkJob
 
 _SIZES = (256,)
 
 
-class DataSuite:
+class DataSuite(Suite):
     """Implements `Suite`."""
 
     def plan(self, job: BenchmarkJob) -> list[DataSpec]:

@@ -13,13 +13,13 @@ from distmetric.benchmarks.index.data import size_of
 from distmetric.benchmarks.index.measure import IndexSpec
 from distmetric.benchmarks.index.methods import METHODS
 from distmetric.benchmarks.index.table import IndexOutcome
-from distmetric.benchmarks.suite import check_known, device_of, memory_limit, threads_of
+from distmetric.benchmarks.suite import Suite, check_known, device_of, memory_limit, threads_of
 from distmetric.config.jobs import BenchmarkJob
 
 _SIZES = (5_000, 20_000)
 
 
-class IndexSuite:
+class IndexSuite(Suite):
     """Implements `Suite`."""
 
     def plan(self, job: BenchmarkJob) -> list[IndexSpec]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 from distmetric.benchmarks import memory
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.kernels.measure import MATMULS, KernelMeasurement, KernelSpec, Precision, Way, Work
-from distmetric.benchmarks.suite import device_of, memory_limit, threads_of
+from distmetric.benchmarks.suite import Suite, device_of, memory_limit, threads_of
 from distmetric.benchmarks.table import NONE, busy, document, duration, header, summary, table
 from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ResourceError
@@ -32,7 +32,7 @@ _METHOD = (
 KernelOutcome = Outcome[KernelSpec, KernelMeasurement]
 
 
-class KernelSuite:
+class KernelSuite(Suite):
     """Implements `Suite`."""
 
     def plan(self, job: BenchmarkJob) -> list[KernelSpec]:

@@ -12,14 +12,14 @@ from distmetric.benchmarks.losses import table
 from distmetric.benchmarks.losses.cells import CELLS, Side, require_peer
 from distmetric.benchmarks.losses.measure import LossSpec
 from distmetric.benchmarks.losses.table import LossOutcome
-from distmetric.benchmarks.suite import check_known, device_of, memory_limit, threads_of
+from distmetric.benchmarks.suite import Suite, check_known, device_of, memory_limit, threads_of
 from distmetric.benchmarks.table import summary
 from distmetric.config.jobs import BenchmarkJob
 
 _SIZES = (1024, 8192)
 
 
-class LossSuite:
+class LossSuite(Suite):
     """Implements `Suite`."""
 
     def plan(self, job: BenchmarkJob) -> list[LossSpec]:

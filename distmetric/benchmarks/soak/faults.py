@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from distmetric.benchmarks.soak.plan import Planned
-from distmetric.benchmarks.soak.processes import TrainingJob, kill
+from distmetric.benchmarks.training_job import TrainingJob, kill
 
 WORKER, INDEX = "RayTrainWorker", "NeighborIndexActor"
 STOPPED_CODE = 5

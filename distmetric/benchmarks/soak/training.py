@@ -10,8 +10,8 @@ from pathlib import Path
 
 from distmetric.benchmarks.soak.faults import STOPPED_CODE, WORKER, inject
 from distmetric.benchmarks.soak.plan import Planned
-from distmetric.benchmarks.soak.processes import TrainingJob
 from distmetric.benchmarks.soak.watch import IndexWatch
+from distmetric.benchmarks.training_job import TrainingJob
 from distmetric.errors import InputError, ResourceError
 from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.checkpoint_folder import IncompleteCheckpointError

@@ -6,10 +6,15 @@ import math
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal
 
+from distmetric.config.jobs.assumed_cluster import AssumedCluster
 from distmetric.config.schema import MLflowConfig, TrackingConfig
 from distmetric.functional.checks import check_at_least, check_not_negative
 
-_LOSSES, _INDEX, _SOAK, _DATA = ({"suite": name} for name in ("losses", "index", "soak", "data"))
+# Of a setting: the suites that read it; all of them where nothing is said.
+_LOSSES, _INDEX, _SOAK, _DATA, _TRAINING, _SCALING = (
+    {"suites": (name,)} for name in ("losses", "index", "soak", "data", "training", "scaling")
+)
+_RANKS = {"suites": ("losses", "training", "scaling")}
 _OF_CELLS = ("sizes", "steps", "threads", "device", "memory_limit_gib", "timeout_s")
 
 
@@ -17,20 +22,27 @@ _OF_CELLS = ("sizes", "steps", "threads", "device", "memory_limit_gib", "timeout
 class BenchmarkJob:
     """jobs/benchmark.py: time and memory, each beside its peer and a bare matmul, and what a training survives."""
 
-    suite: Literal["losses", "index", "soak", "data", "kernels"] = "losses"
+    suite: Literal["losses", "index", "soak", "data", "kernels", "training", "scaling"] = "losses"
     """What is measured: the losses, searches of a whole data set, what a training survives, reading, decoding and
-    augmenting images, or kernels on a GPU (which it needs). Settings of the other suites are refused."""
+    augmenting images, kernels on a GPU (which it needs), a training beside a bare PyTorch loop, or how it scales.
+    Settings of other suites are refused."""
     sizes: list[int] | None = None
-    """Batch sizes N, of all processes together (losses; null: 1024 and 8192), rows of the data set (index; null: 5000
-    and 20000, or those of `embeddings`), images of a batch (data; null: 256), or rows of both sides of the matrix
-    (kernels; null: those with a goal)."""
+    """Batch sizes N, of all processes together (losses; null: 1024 and 8192. training; null: 256) or of each (scaling;
+    null: 128, 256, 512), rows of the data set (index; null: 5000 and 20000, or those of `embeddings`), images of a
+    batch (data; null: 256), or rows of both sides of the matrix (kernels; null: those with a goal)."""
     losses: list[str] | None = field(default=None, metadata=_LOSSES)
     """suite=losses: names of the losses; null for all."""
     peers: bool = field(default=True, metadata=_LOSSES)
     """suite=losses: whether pytorch-metric-learning is measured too: `pip install 'distmetric[bench]'`."""
-    processes: list[int] = field(default_factory=lambda: [1, 2], metadata=_LOSSES)
-    """suite=losses: numbers of processes that share a batch. More than one are on the CPU (gloo), with one thread each,
-    and are compared with one process with one thread."""
+    processes: list[int] = field(default_factory=lambda: [1, 2], metadata=_RANKS)
+    """suite=losses, training, scaling: numbers of processes that share a batch. More than one are on the CPU (gloo),
+    with one thread each, and are compared with one process with one thread."""
+    models: list[str] | None = field(default=None, metadata=_TRAINING)
+    """suite=training: trunks to train, conv or resnet; null for both."""
+    startup: bool = field(default=True, metadata=_TRAINING)
+    """suite=training: whether `jobs/train.py` is started too, with two workers: `pip install 'distmetric[bench]'`."""
+    cluster: AssumedCluster = field(default_factory=AssumedCluster, metadata=_SCALING)
+    """suite=scaling: what is assumed of the GPUs that the predictions are for."""
     methods: list[str] | None = field(default=None, metadata=_INDEX)
     """suite=index: names of what is measured; null for all."""
     embeddings: str | None = field(default=None, metadata=_INDEX)
@@ -83,10 +95,10 @@ class BenchmarkJob:
             ValueError: If a setting is not one of the suite, or what it asks for cannot be made or measured.
         """
         for each in fields(self):
-            suite = each.metadata.get("suite", self.suite)
-            if suite != self.suite and getattr(self, each.name) != _default(each):
+            suites = each.metadata.get("suites", (self.suite,))
+            if self.suite not in suites and getattr(self, each.name) != _default(each):
                 raise ValueError(
-                    f"{each.name} belongs to suite={suite}: leave it out with suite={self.suite}"
+                    f"{each.name} belongs to suite={' or '.join(suites)}: leave it out with suite={self.suite}"
                 )
         if self.sizes == []:
             raise ValueError("sizes must not be an empty list: give some, or null")
@@ -99,20 +111,22 @@ class BenchmarkJob:
             raise ValueError(
                 "tracking.register and tracking.system_metrics are for training runs: leave them out"
             )
+        if not self.processes or min(self.processes) < 1:
+            raise ValueError("processes must be a list of numbers of at least 1, not empty")
         checks = {
             "losses": self._check_losses,
             "index": self._check_index,
             "soak": self._check_soak,
             "data": self._check_data,
             "kernels": self._check_kernels,
+            "training": self._check_ranks,
+            "scaling": self._check_ranks,
         }
         checks[self.suite]()
 
     def _check_losses(self) -> None:
-        if self.losses == [] or not self.processes:
-            raise ValueError("losses and processes must not be empty lists")
-        if min(self.processes) < 1:
-            raise ValueError("processes must be at least 1")
+        if self.losses == []:
+            raise ValueError("losses must not be an empty list: name some, or leave it null")
         for size in self.sizes or ():
             for processes in self.processes:
                 if size < 8 * processes or size % (4 * processes):
@@ -120,6 +134,13 @@ class BenchmarkJob:
                         f"sizes={size} must be a multiple of {4 * processes} and at least {8 * processes}: "
                         f"classes of four, shared by {processes} processes"
                     )
+
+    def _check_ranks(self) -> None:
+        for name in ("device", "threads", "memory_limit_gib"):
+            if getattr(self, name) != BenchmarkJob.__dataclass_fields__[name].default:
+                raise ValueError(
+                    f"{name} is not for suite={self.suite}, whose processes have one CPU thread each: leave it out"
+                )
 
     def _check_data(self) -> None:
         if self.images == []:

@@ -71,7 +71,7 @@ def test_the_memory_limit_is_shared_by_the_processes() -> None:
     [
         (["losses=[batch_hrad]"], "losses=batch_hrad is not measured: did you mean batch_hard?"),
         (["losses=[x]"], "losses=x is not measured: choose from batch_hard, batch_all"),
-        (["losses=[]"], "must not be empty"),
+        (["losses=[]"], "must not be an empty list"),
         (["sizes=[100]"], "sizes=100 must be a multiple of 8 and at least 16"),
         (["sizes=[8]", "processes=[2]"], "sizes=8 must be a multiple of 8 and at least 16"),
         (["processes=[0]"], "at least 1"),

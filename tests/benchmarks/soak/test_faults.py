@@ -16,7 +16,7 @@ import pytest
 from distmetric.benchmarks.soak import processes
 from distmetric.benchmarks.soak.faults import INDEX, WORKER, Effect, inject
 from distmetric.benchmarks.soak.plan import Planned
-from distmetric.benchmarks.soak.processes import TrainingJob, alive
+from distmetric.benchmarks.training_job import TrainingJob, alive
 from distmetric.errors import ResourceError
 
 # A driver with children whose titles are those of Ray's processes; it ends as it is told with SIGTERM.

@@ -15,7 +15,7 @@ import psutil
 
 from distmetric.errors import ResourceError
 
-_JOB = Path(__file__).parents[3] / "jobs" / "train.py"
+_JOB = Path(__file__).parents[2] / "jobs" / "train.py"
 _JOINED = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")  # of somebody else, where nothing is to be killed
 
 
@@ -32,9 +32,7 @@ class TrainingJob:
 
     def __init__(self, overrides: Sequence[str], log: Path) -> None:
         if not _JOB.is_file():
-            raise ResourceError(
-                f"suite=soak starts {_JOB}, which is not there: run it in a checkout of distmetric"
-            )
+            raise ResourceError(f"this starts {_JOB}, which is not there: run it in a checkout of distmetric")
         environment = {name: value for name, value in os.environ.items() if name not in _JOINED}
         with log.open("w", encoding="utf-8") as file:
             self._popen = subprocess.Popen(
@@ -44,7 +42,7 @@ class TrainingJob:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the soak, which ends what it has started
+                start_new_session=True,  # Ctrl-C is for the benchmark, which ends what it has started
             )
         self.log = log
         self.driver = psutil.Process(self._popen.pid)
