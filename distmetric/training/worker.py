@@ -84,6 +84,8 @@ class Worker:
         startup: What is logged with the first step, of how long it took to get there; None for nothing.
     """
 
+    startup: StartUp | None = None
+
     def __init__(
         self,
         config: Config,
@@ -140,7 +142,6 @@ class Worker:
         self.monitor = Monitor(replica, self.sampler.batch_size, self.model.chunk_size)
         self.step = 0
         self.wishes = Wishes(stop, replica)
-        self.startup: StartUp | None = None
         self._saved_step, self._evaluation_due = -1, False
         self._best = -1.0
         self._latest_metrics: dict[str, float] = {}
