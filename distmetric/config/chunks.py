@@ -45,10 +45,10 @@ def check_chunked_norm(chunk_size: int | Literal["auto"], norm: Literal["batch",
     if chunk_size == "auto":
         raise ConfigError(
             f"{given}: the trunk's batch norms would see as many rows as memory happens to be free for: "
-            f"{fix}, or to a number of rows"
+            f"{fix} or a number of rows"
         )
     if chunk_size == 1:
-        raise ConfigError(f"{given}: a batch norm needs two rows or more: {fix}, or to more rows")
+        raise ConfigError(f"{given}: a batch norm needs two rows or more: {fix} or more rows")
 
 
 def chunked_norm_notice(chunk_size: int, rows: int) -> str:

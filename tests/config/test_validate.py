@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +60,25 @@ def test_the_defaults_are_possible() -> None:
 def test_whole_numbers_have_a_least_value(key: str, least: int) -> None:
     assert message_for({key: least - 1}) == f"{key}={least - 1} is too small: set it to {least} or more"
     validate(changed(CONFIG, {key: least}))
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "norm", "message"),
+    [
+        (0, "group", "train.chunk_size=0 is too small: set it to 1 or more, to auto, or to null"),
+        (64, "sync_batch", r"train.chunk_size=64 with model.norm=sync_batch: .* set model.norm=group"),
+        ("auto", "sync_batch", r"train.chunk_size=auto with model.norm=sync_batch: .* set model.norm=group"),
+        ("auto", "batch", r"train.chunk_size=auto with model.norm=batch: .*=null or a number of rows$"),
+        (1, "batch", r"train.chunk_size=1 with model.norm=batch: .* two rows or more: .*=null or more rows$"),
+    ],
+)
+def test_chunks_go_with_norms_that_see_no_more_than_a_chunk(
+    chunk_size: int | str, norm: str, message: str
+) -> None:
+    assert re.match(message, message_for({"train.chunk_size": chunk_size, "model.norm": norm}))
+    for possible in (64, None, "auto"):
+        validate(changed(CONFIG, {"train.chunk_size": possible, "model.norm": "group"}))
+    validate(changed(CONFIG, {"train.chunk_size": 64, "model.norm": "batch"}))
 
 
 @pytest.mark.parametrize(

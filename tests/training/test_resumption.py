@@ -65,6 +65,7 @@ CHANGES = {
     "schedule.warmup_steps=1": "schedule.warmup_steps=1 here and",
     "seed=4": "seed=4 here and 0 there",
     "train.precision=float64": "train.precision=float64 here and float32 there",
+    "train.chunk_size=4": "train.chunk_size=4 here and None there",
     "augment.rotation=77": "augment.rotation=77.0 here and",
     "data.seed=1": "the data has changed",
 }
