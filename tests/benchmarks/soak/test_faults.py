@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distmetric.benchmarks.soak import processes
+from distmetric.benchmarks import training_job
 from distmetric.benchmarks.soak.faults import INDEX, WORKER, Effect, inject
 from distmetric.benchmarks.soak.plan import Planned
 from distmetric.benchmarks.training_job import TrainingJob, alive
@@ -36,7 +36,7 @@ while True:
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainingJob]]:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "train.py").write_text(DRIVER)
-    monkeypatch.setattr(processes, "_JOB", tmp_path / "jobs" / "train.py")
+    monkeypatch.setattr(training_job, "_JOB", tmp_path / "jobs" / "train.py")
     started: list[TrainingJob] = []
     yield started
     for job in started:
@@ -138,9 +138,9 @@ def test_no_job_outlives_a_soak_that_was_killed(jobs, tmp_path: Path) -> None:
     soak = f"""
 import sys, time
 from pathlib import Path
-from distmetric.benchmarks.soak import processes
-processes._JOB = Path({str(tmp_path / "jobs" / "train.py")!r})
-job = processes.TrainingJob(["5"], Path({str(tmp_path / "soak.log")!r}))
+from distmetric.benchmarks import training_job
+training_job._JOB = Path({str(tmp_path / "jobs" / "train.py")!r})
+job = training_job.TrainingJob(["5"], Path({str(tmp_path / "soak.log")!r}))
 while "started" not in job.last_words():
     time.sleep(0.02)
 print(job.driver.pid, flush=True)
@@ -156,7 +156,7 @@ time.sleep(1000)
 
 
 def test_without_a_checkout_there_is_no_soak(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(processes, "_JOB", tmp_path / "train.py")
+    monkeypatch.setattr(training_job, "_JOB", tmp_path / "train.py")
     with pytest.raises(ResourceError, match="run it in a checkout"):
         TrainingJob([], tmp_path / "log")
 
@@ -165,4 +165,4 @@ def test_what_was_killed_by_somebody_else_is_no_error(tmp_path: Path) -> None:
     other = subprocess.Popen([sys.executable, "-c", ""])
     process = psutil.Process(other.pid)
     other.wait()
-    processes.kill([process])
+    training_job.kill([process])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distmetric.benchmarks.soak import processes
+from distmetric.benchmarks import training_job
 from distmetric.benchmarks.soak import training as training_module
 from distmetric.benchmarks.soak.plan import Planned
 from distmetric.benchmarks.soak.training import DisturbedTraining
@@ -19,7 +19,7 @@ ROUND_STEPS, SAVED_EVERY = 5, 20
 
 @pytest.fixture(autouse=True)
 def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_JOB", Path(__file__).with_name("stand_in.py"))
+    monkeypatch.setattr(training_job, "_JOB", Path(__file__).with_name("stand_in.py"))
     monkeypatch.setattr(training_module, "_PATIENCE_S", 60.0)
     monkeypatch.setattr("distmetric.benchmarks.soak.faults._HELD_S", 0.3)
 
@@ -103,7 +103,7 @@ def test_a_driver_that_finds_the_machine_too_busy_is_started_again_and_not_for_e
 
 def test_a_job_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('error: no room')")
-    monkeypatch.setattr(processes, "_JOB", tmp_path / "train.py")
+    monkeypatch.setattr(training_job, "_JOB", tmp_path / "train.py")
     with pytest.raises(ResourceError, match=r"the training of the soak did not start: error: no room"):
         DisturbedTraining((), tmp_path / "soak", ROUND_STEPS)
 
