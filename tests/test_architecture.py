@@ -102,7 +102,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "torch.distributed": ("distmetric/distributed/", "distmetric/benchmarks/training/bare.py"),
     "torch.nn.parallel": ("distmetric/distributed/", "distmetric/benchmarks/training/bare.py"),
     "sklearn": ("distmetric/reports/",),
-    "scipy": ("distmetric/data/layouts/annotations.py",),
+    "scipy": ("distmetric/data/layouts/annotations.py", "distmetric/evaluation/confidence.py"),
     "onnx": ("distmetric/inference/onnx_export.py",),
     "onnxruntime": ("distmetric/inference/onnx_export.py",),
     "safetensors": ("distmetric/inference/",),

@@ -141,8 +141,7 @@ class Worker:
         self.step = 0
         self.wishes = Wishes(stop, replica)
         self.startup: StartUp | None = None
-        self._saved_step, self._evaluation_due = -1, False
-        self._best = -1.0
+        self._saved_step, self._evaluation_due, self._best = -1, False, -1.0
         self._latest_metrics: dict[str, float] = {}
         self._restore(newest, best)
 
