@@ -28,8 +28,8 @@ from distmetric.losses import SupConLoss
 from distmetric.models.build import build_embedder
 from distmetric.models.spec import ConvSpec
 
-DIM, PER_CLASS, NEIGHBORS = 128, 4, 50
-MODEL = ConvSpec(embedding_dim=DIM)
+DIM, PER_CLASS, NEIGHBORS, SIDE = 128, 4, 50, 28
+MODEL = ConvSpec(embedding_dim=DIM, image_size=SIDE)
 """What is trained: images of 28 x 28."""
 PRODUCT = "product"
 """Not a part of a step: the bare product of its anchors and columns, beside which the pair loss is seen."""
@@ -138,7 +138,7 @@ class _Parts:
         rows, labels = clusters(images * replica.world_size, DIM, PER_CLASS, _SPREAD, seed=0)
         own = slice(replica.rank * images, (replica.rank + 1) * images)
         self._embeddings, self._labels = rows[own].clone(), labels[own].clone()
-        self._images = torch.rand(images, MODEL.channels, *MODEL.image_sides)
+        self._images = torch.rand(images, MODEL.channels, SIDE, SIDE)
         alone = build_embedder(MODEL, 0, Replica())
         parameters = sum(each.numel() for each in alone.parameters())
         self.activation_bytes = _kept_bytes(alone, self._images[:_COUNTED_IMAGES])
