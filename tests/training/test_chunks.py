@@ -159,7 +159,7 @@ def test_augmentation_of_a_part_is_that_part_of_the_augmentation(glyph_cache: Pa
     config = tiny_config(glyph_cache, *EXACT, CHUNKS)
     worker, _, tracker = run_once(config, tmp_path)
     assert set(tracker.series("train/chunk_size").values()) == {7.0}
-    batch = worker.batches._load(1)
+    batch = worker.batches._load(1).taken()
     images = worker.model.images(batch, 1)
     assert isinstance(images, AugmentedImages)
     parts = torch.cat([images[start : start + 4] for start in range(0, 25, 4)])
