@@ -138,7 +138,7 @@ class _Parts:
         rows, labels = clusters(images * replica.world_size, DIM, PER_CLASS, _SPREAD, seed=0)
         own = slice(replica.rank * images, (replica.rank + 1) * images)
         self._embeddings, self._labels = rows[own].clone(), labels[own].clone()
-        self._images = torch.rand(images, MODEL.channels, MODEL.image_size, MODEL.image_size)
+        self._images = torch.rand(images, MODEL.channels, *MODEL.image_sides)
         alone = build_embedder(MODEL, 0, Replica())
         parameters = sum(each.numel() for each in alone.parameters())
         self.activation_bytes = _kept_bytes(alone, self._images[:_COUNTED_IMAGES])
