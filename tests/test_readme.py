@@ -324,6 +324,15 @@ CHECKS: dict[str, Check] = {
     "python jobs/benchmark.py suite=soak seconds=600": checked_by(
         "tests/end_to_end/test_soak.py::test_a_minute_with_faults_ends_as_if_there_had_been_none"
     ),
+    "python jobs/ingest.py source=walks out=walks.arrow tracklet_folders=true": checked_by(
+        "tests/data/test_clips.py::test_folders_become_tracklets_in_the_order_of_their_numbers"
+    ),
+    "python jobs/train.py data=catalog data.path=walks.arrow model.frames_per_clip=4 model.temporal=attention": (
+        checked_by("tests/training/test_clips.py::test_interrupted_and_resumed_equals_never_interrupted")
+    ),
+    "python jobs/train.py experiment=moving_glyphs": checked_by(
+        "tests/training/test_clips.py::test_the_attribute_aware_loss_learns_identities_and_attributes_of_clips"
+    ),
     "python jobs/train.py experiment=quickstart sampler=hard_neighbors": checked_by(
         "tests/end_to_end/test_hard_neighbors.py::"
         "test_killing_the_index_and_a_worker_right_after_a_swap_leaves_the_run_as_planned"

@@ -37,7 +37,7 @@ from distmetric.tracking.tracked_run import TrackedRun
 from distmetric.training.memory import check_memory
 from distmetric.training.notices import read_notices
 from distmetric.training.resumption import finished
-from distmetric.training.run_data import build_sampler, known_attributes, open_data
+from distmetric.training.run_data import build_sampler, known_attributes, open_data, split_rows
 from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict
 
@@ -181,7 +181,9 @@ def checked(config: Config) -> tuple[Config, str]:
     build_sampler(config, catalog)
     known_attributes(config, catalog)
     split = config.data.test_split
-    check_answerable(catalog.labels[catalog.rows(split)], f"{catalog.path}, data.test_split={split}")
+    check_answerable(
+        catalog.labels[split_rows(config, catalog, split)], f"{catalog.path}, data.test_split={split}"
+    )
     if not (config.trainer.address or os.environ.get("RAY_ADDRESS")):  # or workers run on other machines
         check_memory(config, catalog)
     try:

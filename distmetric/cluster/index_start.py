@@ -40,13 +40,15 @@ class TrainingLabels:
 
     Args:
         data: The data that the run trains on.
+        frames: Frames of a clip; None where it trains on images.
     """
 
     data: DataConfig
+    frames: int | None = None
 
     def __call__(self) -> Labels:
         """(M,) labels of the training split, numbered 0..C-1."""
-        return training_labels(open_data(self.data), self.data.train_split).astype(np.int32)
+        return training_labels(open_data(self.data), self.data.train_split, self.frames).astype(np.int32)
 
 
 def start_index(config: Config, run_dir: str, owner: str) -> IndexHandles | None:
@@ -69,7 +71,8 @@ def start_index(config: Config, run_dir: str, owner: str) -> IndexHandles | None
     index = _fitting(config, index)
     config = replace(config, index=index)
     name = f"{run_dir.rpartition('/')[2]}-{secrets.token_hex(3)}"
-    common = (TrainingLabels(config.data), config.model.embedding_dim, index)
+    labels = TrainingLabels(config.data, config.model.frames_per_clip)
+    common = (labels, config.model.embedding_dim, index)
     by_rows = sampler.mode == "sample"
     options = {"num_cpus": index.num_cpus, "num_gpus": index.num_gpus, "max_concurrency": _calls(config)}
     shards = [f"{name}-shard-{place}" for place in range(index.shards if index.shards > 1 else 0)]

@@ -14,13 +14,18 @@ from distmetric.cluster.index_shard import log_in_one_line, make_way
 from distmetric.cluster.weights import Packed, unpack_weights
 from distmetric.config.decode import decode
 from distmetric.config.schema import Config
-from distmetric.data.decode import ImageStore
 from distmetric.distributed.replica import Replica
 from distmetric.index.config import SweepIndexConfig
 from distmetric.models.build import build_embedder
 from distmetric.samplers.slices import rank_slice
 from distmetric.training.embedding import embed
-from distmetric.training.run_data import known_attributes, open_data, training_labels
+from distmetric.training.run_data import (
+    known_attributes,
+    open_data,
+    sample_store,
+    split_rows,
+    training_labels,
+)
 
 
 class SweepWorker:
@@ -43,17 +48,12 @@ class SweepWorker:
         self._device = torch.device("cuda" if on_gpu else "cpu")
         self._batch_size = run.index.batch_size
         catalog = open_data(run.data)
-        rows = catalog.rows(run.data.train_split)
-        self._labels = training_labels(catalog, run.data.train_split).astype(np.int32)
+        rows = split_rows(run, catalog, run.data.train_split)
+        frames = run.model.frames_per_clip
+        self._labels = training_labels(catalog, run.data.train_split, frames).astype(np.int32)
         self._places = rank_slice(np.arange(len(rows)), place, shares)
         self._rows = rows[self._places]
-        self._images = ImageStore(
-            catalog,
-            run.model.image_sides,
-            run.model.channels,
-            memory_limit_bytes=int(run.data.memory_limit_gib * (1 << 30)),
-            rows=self._rows,
-        )
+        self._images = sample_store(run, catalog, self._rows)
         attributes = known_attributes(run, catalog)
         self._embedder = build_embedder(
             run.model, run.seed, Replica(), attributes, allow_custom_targets=run.allow_custom_targets

@@ -87,7 +87,9 @@ def _source(config: Config, handles: IndexHandles | None, replica: Replica) -> I
     if handles is None:
         yield None
         return
-    labels = TrainingLabels(config.data)() if len(handles.holders) > 1 else None
+    labels = None
+    if len(handles.holders) > 1:
+        labels = TrainingLabels(config.data, config.model.frames_per_clip)()
     source = IndexClient(handles, replica.rank, labels)
     try:
         yield source

@@ -38,6 +38,44 @@ class CatalogDataConfig:
     temporary folder, and at every use otherwise."""
     prefetch: int = 1
     """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
+    frame_sampling: Literal["segments", "consecutive"] = "segments"
+    """How training draws a clip's frames: one of each of T equal parts of the tracklet, or T that follow each other."""
+    frame_stride: int = 1
+    """With frame_sampling=consecutive: frames from one of a clip to its next."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class MovingGlyphsDataConfig:
+    """The built-in data set of moving glyphs: tracklets with attributes, drawn on first use."""
+
+    name: Literal["moving_glyphs"] = "moving_glyphs"
+    cache_dir: str | None = None
+    """Folder the drawn catalog is kept in; null: ~/.cache/distmetric."""
+    size: int = 28
+    """Side of the frames in pixels."""
+    seed: int = 0
+    """Key of fonts, motions and jitter, and of the split."""
+    test_fraction: float = 1 / 3
+    """Fraction of the classes that is held out."""
+    max_classes: int | None = 300
+    """Draw at most this many classes; null: all."""
+    tracklets_per_class: int = 8
+    """Tracklets of each class."""
+    frames_per_tracklet: int = 8
+    """Frames of each tracklet."""
+    train_split: str = "train"
+    """Split that is learned from."""
+    test_split: str = "test"
+    """Split whose classes the evaluation retrieves; never trained on."""
+    memory_limit_gib: float = 2.0
+    """Images are decoded once if they fit into this much, which the workers of a machine share as a file in its
+    temporary folder, and at every use otherwise."""
+    prefetch: int = 1
+    """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
+    frame_sampling: Literal["segments", "consecutive"] = "segments"
+    """How training draws a clip's frames: one of each of T equal parts of the tracklet, or T that follow each other."""
+    frame_stride: int = 1
+    """With frame_sampling=consecutive: frames from one of a clip to its next."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -66,7 +104,7 @@ class GlyphsDataConfig:
     """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
 
 
-DataConfig = CatalogDataConfig | GlyphsDataConfig
+DataConfig = CatalogDataConfig | GlyphsDataConfig | MovingGlyphsDataConfig
 
 
 @dataclass(kw_only=True, frozen=True)

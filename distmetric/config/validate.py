@@ -68,7 +68,8 @@ def validate(config: Config) -> None:
     _check_neighbors(config)
     check_attributes(config)
     check_chunks(config)
-    if config.data.name == "glyphs" and config.model.channels != 1:
+    _check_clips(config)
+    if config.data.name != "catalog" and config.model.channels != 1:
         raise ConfigError(f"model.channels={config.model.channels} but glyphs are gray: set model.channels=1")
 
 
@@ -81,6 +82,40 @@ def _check_milestones(schedule: ScheduleConfig) -> None:
     if not 0 < schedule.milestone_factor <= 1:
         raise ConfigError(
             f"schedule.milestone_factor={schedule.milestone_factor} is wrong: 0 < milestone_factor <= 1"
+        )
+
+
+def _check_clips(config: Config) -> None:
+    model, data = config.model, config.data
+    attends = model.temporal == "attribute_attention"
+    if model.frames_per_clip is None:
+        if model.temporal != "mean":
+            raise ConfigError(
+                f"model.temporal={model.temporal} pools the frames of clips, and model.frames_per_clip=null takes "
+                "images: set model.frames_per_clip=4, for example"
+            )
+    else:
+        _at_least("model.frames_per_clip", model.frames_per_clip, 1)
+        if config.tracking.name == "mlflow" and config.tracking.register is not None:
+            raise ConfigError(
+                f"tracking.register={config.tracking.register} makes a model that takes single images, and "
+                f"model.frames_per_clip={model.frames_per_clip} takes clips: set tracking.register=null"
+            )
+        if data.name == "glyphs":
+            raise ConfigError(
+                f"model.frames_per_clip={model.frames_per_clip} but glyphs do not move: set data=moving_glyphs, or "
+                "model.frames_per_clip=null"
+            )
+    if data.name != "glyphs":
+        _at_least("data.frame_stride", data.frame_stride, 1)
+    if attends and not model.attributes:
+        raise ConfigError(
+            "model.temporal=attribute_attention attends to model.attributes, which is empty: name some there"
+        )
+    if model.attribute_groups is not None and not attends:
+        raise ConfigError(
+            f"model.attribute_groups={model.attribute_groups} is for model.temporal=attribute_attention: set that, or "
+            "model.attribute_groups=null"
         )
 
 

@@ -123,14 +123,14 @@ def augment(images: Tensor, spec: AugmentSpec, seed: int, step: int, ids: Tensor
     brightness, contrast, saturation and noise change, and values are clamped.
 
     Args:
-        images: (B, C, H, W), uint8 or floating point in [0, 1]. Never changed in place.
+        images: (B, C, H, W), or (B, T, C, H, W) for clips, uint8 or floating point in [0, 1]. Never changed in place.
         spec: Which variations, and how far.
         seed: Seed of the run.
         step: Optimizer step, so that an image looks different each time.
         ids: (B,) integers that tell the images apart. Equal ids in one step get equal variations.
 
     Returns:
-        (B, C, H, W) float32 in [0, 1]; the input itself if it is float32 and the spec is the identity.
+        float32 of the same shape in [0, 1]; the input itself if it is float32 and the spec is the identity.
 
     Raises:
         ConfigError: Saturation for images that are not RGB.
@@ -138,9 +138,12 @@ def augment(images: Tensor, spec: AugmentSpec, seed: int, step: int, ids: Tensor
 
     Cost: about 4 floats of memory per value; one 64-bit hash per value if there is noise, else 18 per image.
 
-    Corner cases: on one kind of device results are bit-equal for any batch around an image; between CPU and
-    GPU the draws are bit-equal, while resampling differs in the last bits.
+    Corner cases: all frames of a clip get the same variation. On one kind of device results are bit-equal for any
+    batch around an image; between CPU and GPU the draws are bit-equal, while resampling differs in the last bits.
     """
+    if images.dim() == 5 and len(ids) == len(images):
+        frames = augment(images.flatten(0, 1), spec, seed, step, ids.repeat_interleave(images.shape[1]))
+        return frames.reshape(images.shape)
     if images.dim() != 4 or ids.shape != images.shape[:1] or ids.is_floating_point():
         raise ValueError(
             f"images {tuple(images.shape)} need one integer id each, not {tuple(ids.shape)} {ids.dtype}"

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from distmetric.data.catalog_format import IMAGE_CHECKSUMS, Integers, all_different, offsets_of, read_batch
 from distmetric.data.splits import SPLITS
+from distmetric.data.tracklets import Tracklets
 from distmetric.errors import InputError
 
 Strings = npt.NDArray[np.object_]
@@ -132,6 +133,22 @@ class Catalog:
             return None
         return np.asarray(self._batch.column("camera").fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
 
+    @cached_property
+    def tracklets(self) -> Tracklets:
+        """Which rows are frames of one tracklet; where the catalog does not say, each row is one of its own.
+
+        Raises:
+            InputError: The columns tracklet and frame contradict themselves, or a tracklet has two labels or splits.
+        """
+        names, frames = (
+            self._batch.column(name) if name in self._batch.schema.names else None
+            for name in ("tracklet", "frame")
+        )
+        found = Tracklets(self.path, names, frames, len(self))
+        found.check_agree("label", np.asarray(self.labels))
+        found.check_agree("split", self._split_codes.indices.to_numpy())
+        return found
+
     @property
     def attribute_names(self) -> tuple[str, ...]:
         """Names of the attributes, sorted; empty if there are none."""
@@ -160,7 +177,7 @@ class Catalog:
         """One column of some rows, without reading it for all of them.
 
         Args:
-            name: "group", "camera", or "attribute." and one of `attribute_names`.
+            name: "group", "camera", "tracklet", or "attribute." and one of `attribute_names`.
             rows: int64 (R,) row numbers.
 
         Returns:

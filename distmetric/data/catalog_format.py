@@ -35,6 +35,12 @@ REQUIRED = {
     "height": pa.int32(),
     "image": pa.large_binary(),
 }
+OPTIONAL = {
+    "camera": pa.int64(),
+    "tracklet": pa.large_string(),
+    "frame": pa.int64(),
+    IMAGE_CHECKSUMS: pa.uint32(),
+}
 
 
 class MappedBatch(NamedTuple):
@@ -165,7 +171,7 @@ def _check_schema(path: Path, schema: Any) -> None:
         if schema.field(name).type != kind:
             found = readable(str(schema.field(name).type))
             raise InputError(f"{path}: column {name} is {found}, not {kind}; ingest again")
-    for name, kind in {"camera": pa.int64(), IMAGE_CHECKSUMS: pa.uint32()}.items():
+    for name, kind in OPTIONAL.items():
         if name in schema.names and schema.field(name).type != kind:
             raise InputError(
                 f"{path}: column {name} is {readable(str(schema.field(name).type))}, not {kind}; ingest again"

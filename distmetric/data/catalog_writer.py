@@ -26,6 +26,7 @@ from distmetric.data.catalog_format import (
     all_different,
     checksum,
 )
+from distmetric.data.tracklets import Tracklets
 from distmetric.errors import InputError, ResourceError
 
 _ROWS_PER_CHUNK = 65_536
@@ -95,6 +96,8 @@ class CatalogWriter:
         id: int | None = None,
         camera: int | None = None,
         attributes: Mapping[str, str | None] | None = None,
+        tracklet: str | None = None,
+        frame: int | None = None,
     ) -> None:
         """Append one image.
 
@@ -109,14 +112,20 @@ class CatalogWriter:
             id: Unique number; the row number by default.
             camera: Number of the camera (>= 0), if known.
             attributes: Attribute values by name.
+            tracklet: Name of the tracklet that it is a frame of, unique over all classes; goes with `frame`.
+            frame: Its place in the tracklet (>= 0).
 
         Raises:
-            InputError: The image is empty, the class has no name, or the camera or the id is negative.
+            InputError: The image is empty, the class has no name, a number is negative, or of tracklet and frame there
+                is one only.
             ResourceError: The disk is full.
         """
         if not len(image) or not label_name:
             raise InputError(f"{path}: has {'no class name' if len(image) else 'no bytes'}; leave it out")
-        for name, value in (("camera", camera), ("id", id)):
+        if (tracklet is None) != (frame is None):
+            given, missing = ("tracklet", "frame") if frame is None else ("frame", "tracklet")
+            raise InputError(f"{path}: has a {given} and no {missing}; give both or neither")
+        for name, value in (("camera", camera), ("id", id), ("frame", frame)):
             if value is not None and not 0 <= value <= _MAX_INT64:
                 wrong = "is negative" if value < 0 else "is too large"
                 raise InputError(f"{path}: {name}={value} {wrong}; number the {name}s from 0")
@@ -127,7 +136,10 @@ class CatalogWriter:
         number = len(self) if id is None else id
         self._offsets.append(self._offsets[-1] + len(image))
         self._pending.append(
-            (number, label_name, split, group, camera, dict(attributes or {}), path, width, height)
+            (
+                *(number, label_name, split, group, camera, dict(attributes or {}), path, width, height),
+                *(tracklet, frame),
+            )
         )
         if len(self._pending) >= _ROWS_PER_CHUNK:
             self._flush()
@@ -139,10 +151,11 @@ class CatalogWriter:
             splits: Split name of every class name; None if every image was added with its split.
 
         Returns:
-            The fingerprint: a hash of ids, labels, class names, splits and image bytes in row order.
+            The fingerprint: a hash of ids, labels, class names, splits, image bytes and tracklets in row order.
 
         Raises:
-            InputError: Nothing was added, an id is repeated, or a row has no split.
+            InputError: Nothing was added, an id is repeated, a row has no split, or a tracklet a frame twice, or two
+                labels, splits or cameras.
             ResourceError: The disk is full.
         """
         if not len(self):
@@ -186,7 +199,7 @@ class CatalogWriter:
     def _flush(self) -> None:
         if not self._pending:
             return
-        numbers, names, splits, groups, cameras, attributes, paths, widths, heights = zip(
+        numbers, names, splits, groups, cameras, attributes, paths, widths, heights, tracklets, frames = zip(
             *self._pending, strict=True
         )
         known = sorted({name for row in attributes for name in row})
@@ -202,6 +215,8 @@ class CatalogWriter:
                 "path": pa.array(paths, text),
                 "width": pa.array(widths, pa.int32()),
                 "height": pa.array(heights, pa.int32()),
+                "tracklet": pa.array(tracklets, text),
+                "frame": pa.array(frames, pa.int64()),
             }
         )
         self._pending = []
@@ -221,6 +236,7 @@ class CatalogWriter:
         cameras = self._joined("camera")
         if cameras.null_count < len(cameras):
             columns["camera"] = cameras
+        columns |= self._tracklet_columns(columns["split"], cameras)
         if attributes := self._attribute_columns():
             columns["attributes"] = pa.StructArray.from_arrays(
                 list(attributes.values()), names=list(attributes)
@@ -240,6 +256,16 @@ class CatalogWriter:
             name = names[labels[row].as_py()]
             raise InputError(f"{self.path}: an image of class {name!r} has no split; give every class one")
         return column
+
+    def _tracklet_columns(self, splits: Any, cameras: Any) -> dict[str, Any]:
+        columns = {name: self._joined(name) for name in ("tracklet", "frame")}
+        if columns["tracklet"].null_count == len(self):
+            return {}
+        found = Tracklets(self.path, columns["tracklet"], columns["frame"], len(self))
+        found.check_agree("label", self._joined("label_name").to_numpy(zero_copy_only=False))
+        found.check_agree("split", splits.to_numpy(zero_copy_only=False))
+        found.check_agree("camera", cameras.fill_null(-1).to_numpy())
+        return columns
 
     def _attribute_columns(self) -> dict[str, Any]:
         names = sorted({name for chunk in self._chunks for name in chunk["attributes"]})
@@ -265,6 +291,11 @@ class CatalogWriter:
         names = sorted(pc.unique(columns["label_name"]).to_pylist())
         total = hashlib.sha256(_FINGERPRINT)
         # Every part carries its length: otherwise bytes could move from one image to the next unnoticed.
+        # Catalogs without tracklets keep the fingerprint that they had before there were any.
+        tracklets: list[bytes] = []
+        if "tracklet" in columns:
+            named = repr(columns["tracklet"].to_pylist()).encode()
+            tracklets = [named, _little_endian(columns["frame"].fill_null(-1))]
         for part in (
             _little_endian(columns["id"]),
             _little_endian(columns["label"]),
@@ -273,6 +304,7 @@ class CatalogWriter:
             _little_endian(splits.indices),
             np.asarray(self._offsets, "<i8").tobytes(),
             self._hash.digest(),
+            *tracklets,
         ):
             total.update(len(part).to_bytes(8, "little"))
             total.update(part)

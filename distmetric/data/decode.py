@@ -304,6 +304,10 @@ class ImageStore:
         self._decode(rows[absent], pixels.numpy(), absent)
         return pixels
 
+    def drawn(self, rows: npt.NDArray[np.int64], step: int, pinned: bool = False) -> torch.Tensor:  # noqa: ARG002
+        """Pixels of some rows as a training step sees them: `images`, since of an image nothing is to be drawn."""
+        return self.images(rows, pinned)
+
     def close(self) -> None:
         """Stop the threads and let go of what is shared; the store can be used on, and starts new threads then."""
         if self._file is not None:

@@ -32,7 +32,9 @@ _MAX_SHIFT, _MAX_SCALE, _MAX_SLANT = 0.05, 0.08, 0.12
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
+    """What a font looks like."""
+
     file: str
     serif: bool = False
     mono: bool = False
@@ -40,26 +42,27 @@ class _Style:
     italic: bool = False
 
     def attributes(self) -> dict[str, str]:
+        """The same as attributes of a catalog."""
         flags = {"serif": self.serif, "mono": self.mono, "bold": self.bold, "italic": self.italic}
         return {name: "yes" if flag else "no" for name, flag in flags.items()}
 
 
-def _styles() -> tuple[_Style, ...]:
+def _styles() -> tuple[Style, ...]:
     sans, mono, serif, stix = "DejaVuSans", "DejaVuSansMono", "DejaVuSerif", "STIXGeneral"
     return (
         *(
-            _Style(sans + end, False, False, b, i)
+            Style(sans + end, False, False, b, i)
             for end, b, i in _endings("", "-Bold", "-Oblique", "-BoldOblique")
         ),
         *(
-            _Style(mono + end, False, True, b, i)
+            Style(mono + end, False, True, b, i)
             for end, b, i in _endings("", "-Bold", "-Oblique", "-BoldOblique")
         ),
         *(
-            _Style(serif + end, True, False, b, i)
+            Style(serif + end, True, False, b, i)
             for end, b, i in _endings("", "-Bold", "-Italic", "-BoldItalic")
         ),
-        *(_Style(stix + end, True, False, b, i) for end, b, i in _endings("", "Bol", "Italic", "BolIta")),
+        *(Style(stix + end, True, False, b, i) for end, b, i in _endings("", "Bol", "Italic", "BolIta")),
     )
 
 
@@ -68,12 +71,15 @@ def _endings(*ends: str) -> Iterator[tuple[str, bool, bool]]:
 
 
 @dataclass(frozen=True)
-class _Face:
-    style: _Style
+class Face:
+    """A font: what it looks like, its file, and the characters it has."""
+
+    style: Style
     file: Path
     code_points: frozenset[int]
 
     def font(self, pixels: int) -> ImageFont.FreeTypeFont:
+        """The font with an em of that many pixels."""
         return ImageFont.truetype(str(self.file), pixels, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -110,10 +116,7 @@ def glyph_catalog(
     The same parameters give the same file with the same versions of Pillow, FreeType and the fonts. Two
     processes that draw at once do not disturb each other: each puts the same complete catalog in place.
     """
-    if size < 8:
-        raise InputError(f"size={size}: glyphs need at least 8 pixels")
-    if max_classes is not None and max_classes < 2:
-        raise InputError(f"max_classes={max_classes}: choose at least 2, or null for all")
+    check_glyphs(size, max_classes)
     classes = "all" if max_classes is None else f"max{max_classes}"
     name = f"glyphs-v{FORMAT_VERSION}-size{size}-seed{seed}-test{float(test_fraction)!r}-{classes}.arrow"
     path = Path(cache_dir) / name
@@ -125,14 +128,9 @@ def glyph_catalog(
 
 
 def _draw_catalog(path: Path, size: int, seed: int, test_fraction: float, max_classes: int | None) -> None:
-    faces = _find_faces()
-    code_points = _shared_code_points(faces)
-    if max_classes is not None:
-        code_points.sort(key=lambda code_point: _digest(seed, code_point))
-        # A few more than asked for, because some will turn out to look alike.
-        code_points = sorted(code_points[: max_classes + max_classes // 4 + 4])
-    classes = _merge_lookalikes(faces, code_points)[:max_classes]
-    splits = by_ratio([_class_name(members[0]) for members in classes], test_fraction, seed)
+    faces = find_faces()
+    classes = find_classes(faces, seed, max_classes)
+    splits = by_ratio([class_name(members[0]) for members in classes], test_fraction, seed)
     pens = [_Pen(face, size, seed) for face in faces]
     progress = Progress("glyph classes drawn", total=len(classes))
     with CatalogWriter(path) as writer:
@@ -143,7 +141,34 @@ def _draw_catalog(path: Path, size: int, seed: int, test_fraction: float, max_cl
     progress.close()
 
 
-def _find_faces() -> list[_Face]:
+def check_glyphs(size: int, max_classes: int | None) -> None:
+    """Check what all glyph data sets are drawn by.
+
+    Raises:
+        InputError: A parameter is out of range.
+    """
+    if size < 8:
+        raise InputError(f"size={size}: glyphs need at least 8 pixels")
+    if max_classes is not None and max_classes < 2:
+        raise InputError(f"max_classes={max_classes}: choose at least 2, or null for all")
+
+
+def find_classes(faces: list[Face], seed: int, max_classes: int | None) -> list[list[int]]:
+    """The characters of each class, in ascending order; of all there are, or of some chosen at random."""
+    code_points = _shared_code_points(faces)
+    if max_classes is not None:
+        code_points.sort(key=lambda code_point: digest_of(seed, code_point))
+        # A few more than asked for, because some will turn out to look alike.
+        code_points = sorted(code_points[: max_classes + max_classes // 4 + 4])
+    return _merge_lookalikes(faces, code_points)[:max_classes]
+
+
+def find_faces() -> list[Face]:
+    """The sixteen fonts.
+
+    Raises:
+        ResourceError: matplotlib was installed without one.
+    """
     # Imported here because matplotlib costs a fifth of a second and only this function wants its fonts.
     import matplotlib
     from matplotlib.ft2font import FT2Font
@@ -154,11 +179,11 @@ def _find_faces() -> list[_Face]:
         file = folder / f"{style.file}.ttf"
         if not file.is_file():
             raise ResourceError(f"{file}: matplotlib was installed without this font; install it with pip")
-        faces.append(_Face(style, file, frozenset(int(code) for code in FT2Font(str(file)).get_charmap())))
+        faces.append(Face(style, file, frozenset(int(code) for code in FT2Font(str(file)).get_charmap())))
     return faces
 
 
-def _shared_code_points(faces: list[_Face]) -> list[int]:
+def _shared_code_points(faces: list[Face]) -> list[int]:
     counts = Counter(code_point for face in faces for code_point in face.code_points)
     # Spaces and controls (Z, C) show nothing; combining marks (M) are drawn over a neighbor.
     return sorted(
@@ -168,7 +193,7 @@ def _shared_code_points(faces: list[_Face]) -> list[int]:
     )
 
 
-def _merge_lookalikes(faces: list[_Face], code_points: list[int]) -> list[list[int]]:
+def _merge_lookalikes(faces: list[Face], code_points: list[int]) -> list[list[int]]:
     """Code points by class, without those that show nothing; each class and the classes in ascending order."""
     blank: set[int] = set()
     parent = {code_point: code_point for code_point in code_points}
@@ -197,12 +222,13 @@ def _merge_lookalikes(faces: list[_Face], code_points: list[int]) -> list[list[i
     return list(classes.values())
 
 
-def _class_name(code_point: int) -> str:
+def class_name(code_point: int) -> str:
+    """Name of the class that shows as this character."""
     return f"U+{code_point:04X} {unicodedata.name(chr(code_point), 'UNNAMED')}"
 
 
 def _draw_class(writer: CatalogWriter, pens: list[_Pen], members: list[int]) -> None:
-    name = _class_name(members[0])
+    name = class_name(members[0])
     group = unicodedata.name(chr(members[0]), "UNNAMED").split()[0]
     for pen in pens:
         shown = next((code_point for code_point in members if code_point in pen.face.code_points), None)
@@ -224,7 +250,7 @@ def _draw_class(writer: CatalogWriter, pens: list[_Pen], members: list[int]) -> 
 class _Pen:
     """Draws the characters of one face, with jitter."""
 
-    def __init__(self, face: _Face, size: int, seed: int) -> None:
+    def __init__(self, face: Face, size: int, seed: int) -> None:
         self.face, self.size, self._seed = face, size, seed
         self.attributes = face.style.attributes()
         side = size * _OVERSAMPLING
@@ -238,7 +264,7 @@ class _Pen:
         self._brush.text(
             (side / 2, side * _BASELINE), chr(code_point), font=self._font, fill=255, anchor="ms"
         )
-        digest = _digest(self._seed, code_point, self.face.style.file)
+        digest = digest_of(self._seed, code_point, self.face.style.file)
         across, down, scale, slant = (part / 2**31 - 1 for part in struct.unpack("<4I", digest))
         # The inverse map that Pillow wants: from the small image to the place on the canvas. Bilinear
         # sampling at twice the pitch is the mean of two by two pixels, so the edges stay smooth.
@@ -251,6 +277,7 @@ class _Pen:
         )
 
 
-def _digest(*parts: int | str) -> bytes:
+def digest_of(*parts: int | str) -> bytes:
+    """16 random bytes that are a function of the parts."""
     # A hash instead of a random generator: the same on every platform and in every order of drawing.
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()

@@ -33,6 +33,7 @@ def ingest(
     *,
     layout: str | Sequence[str] | None = None,
     manifest: str | None = None,
+    tracklet_folders: bool = False,
     split_by: str | None = None,
     test_fraction: float = 0.5,
     validation_fraction: float = 0.0,
@@ -54,11 +55,13 @@ def ingest(
 
     Folders and archives: the class of an image is its folder's path within the source (`Greek/character01`),
     the group the first part of it (`Greek`; with one level the class itself). A single folder at the top that
-    holds everything is left out of both, as long as a folder remains below it.
+    holds everything is left out of both, as long as a folder remains below it. With `tracklet_folders` the innermost
+    folder is a tracklet (`person7/walk1/0012.jpg`), the class is what is above it, and the number at the end of a
+    file's name tells the place of the frame.
 
     Parquet: columns `image` (binary, or struct with `bytes` and `path` as Hugging Face writes it) and `label`
     (string or integer; integers get the names that Hugging Face metadata lists), optionally `split`, `group`,
-    `camera`, `path` and `attributes` (struct).
+    `camera`, `path`, `attributes` (struct), and `tracklet` (string or integer) with `frame` (integer).
 
     Args:
         sources: Where the images are.
@@ -66,8 +69,9 @@ def ingest(
         layout: Name of a published data set (one of `LAYOUTS`) whose archive the source is, one for all sources or
             one for each: its own files say classes, splits, cameras and attributes. None: the folders do.
         manifest: CSV file for other layouts, columns path (within the source) and label, optionally split,
-            group, camera and attribute.NAME. Only images it names are read. With a layout, the file of the data set
-            that lists the images, where it is not in the source.
+            group, camera, tracklet with frame, and attribute.NAME. Only images it names are read. With a layout, the
+            file of the data set that lists the images, where it is not in the source.
+        tracklet_folders: Whether the innermost folders of folders and archives are tracklets.
         split_by: "ratio" (a random share of the classes), "group" (named groups) or "given" (the split column
             of manifest or Parquet, or as the data set was published); None: given with a layout, else ratio.
         test_fraction: Share of the classes for testing, with "ratio".
@@ -97,7 +101,11 @@ def ingest(
     tally = Tally(on_bad_image == "error")
     with CatalogWriter(out) as writer:
         opened = Sources(
-            [sources] if isinstance(sources, str) else sources, manifest, max_image_bytes, layouts
+            [sources] if isinstance(sources, str) else sources,
+            manifest,
+            max_image_bytes,
+            layouts,
+            tracklet_folders,
         )
         progress = Progress("images read", opened.total)
         for item, size in _checked(opened.items(tally), max_pixels, threads or available_cores()):
@@ -158,6 +166,8 @@ def _write(writer: CatalogWriter, item: Item, size: tuple[int, int], tally: Tall
         split=item.labels.split,
         camera=item.labels.camera,
         attributes=item.labels.attributes,
+        tracklet=item.labels.tracklet,
+        frame=item.labels.frame,
     )
 
 

@@ -20,6 +20,8 @@ class Labels:
         split: Split that the source puts it in.
         camera: Number of the camera.
         attributes: Attribute values by name.
+        tracklet: Name of the tracklet that it is a frame of.
+        frame: Its place there.
     """
 
     class_name: str
@@ -27,6 +29,8 @@ class Labels:
     split: str | None = None
     camera: int | None = None
     attributes: Mapping[str, str | None] = field(default_factory=dict)
+    tracklet: str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True)

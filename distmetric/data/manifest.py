@@ -17,15 +17,15 @@ from distmetric.data.locations import (
 from distmetric.errors import InputError
 from distmetric.regular_files import check_file
 
-_MAX_CAMERA = 2**63 - 1
-_COLUMNS = ("path", "label", "split", "group", "camera")
+_MAX_NUMBER = 2**63 - 1
+_COLUMNS = ("path", "label", "split", "group", "camera", "tracklet", "frame")
 
 
 def read_manifest(source: str) -> dict[str, Labels]:
     """Read a manifest.
 
     Args:
-        source: CSV file in UTF-8 with columns path and label, optionally split, group, camera and
+        source: CSV file in UTF-8 with columns path and label, optionally split, group, camera, tracklet, frame and
             attribute.NAME; a local path or any URI that `pyarrow.fs` opens.
 
     Returns:
@@ -88,19 +88,25 @@ def _labels(where: str, row: Mapping[str, str | None]) -> Labels:
         raise InputError(f"{where}: has more fields than the header; put quotes around commas")
     if not values["label"]:
         raise InputError(f"{where}: label is empty; give each image a class")
-    camera = values.get("camera", "")
-    if camera and not (
-        camera.isascii() and camera.isdigit() and len(camera) < 20 and int(camera) <= _MAX_CAMERA
-    ):
-        raise InputError(f"{where}: camera={camera!r} is no whole number from 0; number the cameras")
     return Labels(
         class_name=values["label"],
         group=values.get("group") or None,
         split=values.get("split") or None,
-        camera=int(camera) if camera else None,
+        camera=_number(where, "camera", values),
         attributes={
             key.removeprefix("attribute."): value or None
             for key, value in values.items()
             if key.startswith("attribute.")
         },
+        tracklet=values.get("tracklet") or None,
+        frame=_number(where, "frame", values),
     )
+
+
+def _number(where: str, name: str, values: Mapping[str, str]) -> int | None:
+    text = values.get(name, "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _MAX_NUMBER):
+        raise InputError(f"{where}: {name}={text!r} is no whole number from 0; number the {name}s")
+    return int(text)

@@ -81,7 +81,7 @@ def _rows(parquet: Any, shown: str, relative: str, limit: int) -> Iterator[Item]
     schema = parquet.schema_arrow
     _check_schema(schema, shown)
     names = _hugging_face_names(schema)
-    optional = ("split", "group", "camera", "path", "attributes")
+    optional = ("split", "group", "camera", "path", "attributes", "tracklet", "frame")
     columns = ["image", "label", *(name for name in optional if name in schema.names)]
     number = 0
     for batch in _batches(parquet, columns):
@@ -123,6 +123,8 @@ def _item(row: Mapping[str, Any], origin: str, number: str, names: Sequence[str]
         split=_text(row.get("split")),
         camera=row.get("camera"),
         attributes={key: _text(value) for key, value in (row.get("attributes") or {}).items()},
+        tracklet=_text(row.get("tracklet")),
+        frame=row.get("frame"),
     )
     item = Item(path or number, f"{origin} ({readable(path)})" if path else origin, labels)
     if data is None:
@@ -154,12 +156,13 @@ def _check_schema(schema: Any, shown: str) -> None:
     label, attributes = kinds["label"], kinds.get("attributes", pa.null())
     if pa.types.is_null(label) or not (_is_text(label) or _is_integer(label)):
         raise InputError(f"{shown}: column label is {readable(str(label))}; it has to be string or integer")
-    for name in ("split", "group", "path"):
+    for name in ("split", "group", "path", "tracklet"):
         kind = kinds.get(name, pa.null())
         if not (_is_text(kind) or _is_integer(kind)):
             raise InputError(f"{shown}: column {name} is {readable(str(kind))}; it has to be string")
-    if not _is_integer(camera := kinds.get("camera", pa.null())):
-        raise InputError(f"{shown}: column camera is {readable(str(camera))}; it has to be integer")
+    for name in ("camera", "frame"):
+        if not _is_integer(kind := kinds.get(name, pa.null())):
+            raise InputError(f"{shown}: column {name} is {readable(str(kind))}; it has to be integer")
     plain = pa.types.is_null(attributes) or (
         pa.types.is_struct(attributes)
         and not any(pa.types.is_nested(f.type) or _is_binary(f.type) for f in attributes)

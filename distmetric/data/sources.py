@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -35,6 +36,7 @@ class Sources:
         manifest: CSV file that says which images to read; None for all. With layouts, the list of the one that has one.
         limit: Most bytes of one image, counted while unpacking.
         layouts: Names of `LAYOUTS`, one for each source or one for all; empty: the folders are the classes.
+        tracklet_folders: Whether the innermost folders of trees are tracklets.
 
     Raises:
         InputError: There is no source, or one that does not exist or cannot be opened, or the manifest or a layout
@@ -42,11 +44,20 @@ class Sources:
     """
 
     def __init__(
-        self, sources: Sequence[str], manifest: str | None, limit: int, layouts: Sequence[str] = ()
+        self,
+        sources: Sequence[str],
+        manifest: str | None,
+        limit: int,
+        layouts: Sequence[str] = (),
+        tracklet_folders: bool = False,
     ) -> None:
         if not sources:
             raise InputError("sources is empty; name a folder, an archive or Parquet")
         self._rows: Mapping[str, Labels] | None = None
+        if layouts and tracklet_folders:
+            raise InputError(
+                "tracklet_folders=true, but a layout says what its folders are; leave one of them out"
+            )
         if layouts:
             readers = _layout_readers(layouts, len(sources), manifest)
             self._sources: list[_TreeSource | ParquetSource] = [
@@ -55,7 +66,7 @@ class Sources:
             ]
         else:
             self._rows = None if manifest is None else read_manifest(manifest)
-            self._sources = [_open(locate(source), self._rows, limit) for source in sources]
+            self._sources = [_open(locate(source), self._rows, limit, tracklet_folders) for source in sources]
         self.total = self._count()
 
     def items(self, tally: Tally) -> Iterator[Item]:
@@ -134,9 +145,16 @@ def _tree_place(source: str) -> Place:
     return place
 
 
-def _open(place: Place, rows: Mapping[str, Labels] | None, limit: int) -> _TreeSource | ParquetSource:
+def _open(
+    place: Place, rows: Mapping[str, Labels] | None, limit: int, tracklet_folders: bool
+) -> _TreeSource | ParquetSource:
+    if tracklet_folders and (rows is not None or place.kind == "parquet"):
+        told = "Parquet" if rows is None else "a manifest"
+        raise InputError(
+            f"{place.shown}: tracklet_folders=true, but {told} says it in columns tracklet and frame"
+        )
     if place.kind != "parquet":
-        return _TreeSource(place, rows, limit)
+        return _TreeSource(place, rows, limit, tracklet_folders)
     if rows is not None:
         raise InputError(f"{place.shown}: a manifest cannot describe Parquet; add its columns to the file")
     return ParquetSource(place, limit)
@@ -148,8 +166,11 @@ def _digest(item: Item) -> bytes:
 
 
 class _TreeSource:
-    def __init__(self, place: Place, rows: Mapping[str, Labels] | None, limit: int) -> None:
+    def __init__(
+        self, place: Place, rows: Mapping[str, Labels] | None, limit: int, tracklet_folders: bool = False
+    ) -> None:
         self._place, self._rows, self._limit = place, rows, limit
+        self._labels_of = _frame_labels if tracklet_folders else _image_labels
 
     @cached_property
     def _tree(self) -> Tree:
@@ -168,7 +189,7 @@ class _TreeSource:
         root = "" if self._rows is not None else common_root(names)
         for name, safe, handle in self._chosen:
             path = name.removeprefix(root) if safe else name
-            labels = Labels(posixpath.dirname(path))
+            labels = self._labels_of(path)
             if self._rows is not None and safe:
                 labels = self._rows[name]
             item = Item(path, f"{self._tree.shown}/{name}", labels)
@@ -178,6 +199,8 @@ class _TreeSource:
                 item = replace(item, data=self._tree.read(handle, self._limit))
                 if not labels.class_name:
                     raise BadImageError(NO_FOLDER)
+                if labels.tracklet and labels.frame is None:
+                    raise BadImageError("no frame number", "its name has to end in one")
                 yield item
             except BadImageError as error:
                 yield replace(item, problem=error)
@@ -199,6 +222,18 @@ class _LayoutSource(_TreeSource):
         for path in sorted((self._rows or {}).keys() - there):
             missing = BadImageError("listed, but not in the source")
             yield Item(path, f"{self._tree.shown}/{path}", problem=missing)
+
+
+def _image_labels(path: str) -> Labels:
+    return Labels(posixpath.dirname(path))
+
+
+def _frame_labels(path: str) -> Labels:
+    """The innermost folder is the tracklet, what is above it the class, and the file's name ends in the frame."""
+    tracklet = posixpath.dirname(path)
+    number = re.search("[0-9]{1,18}$", posixpath.splitext(posixpath.basename(path))[0])
+    frame = None if number is None else int(number[0])
+    return Labels(posixpath.dirname(tracklet), tracklet=tracklet, frame=frame)
 
 
 def _is_wanted(name: str, rows: Mapping[str, Labels] | None) -> bool:

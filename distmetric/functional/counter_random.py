@@ -12,7 +12,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
-def uniform(seed: int, step: int, ids: Tensor, draws: int) -> Tensor:
+def uniform(seed: int, step: int, ids: Tensor, draws: int, first: int = 0) -> Tensor:
     """Random numbers that are a function of (seed, step, id, number of the draw) and of nothing else.
 
     Args:
@@ -20,6 +20,7 @@ def uniform(seed: int, step: int, ids: Tensor, draws: int) -> Tensor:
         step: Any integer.
         ids: (B,) int64.
         draws: Numbers wanted per id; the first ones do not change with it.
+        first: Number of the first draw.
 
     Returns:
         (B, draws) float64 in [0, 1), multiples of 2^-53, bit-equal on every device.
@@ -28,7 +29,7 @@ def uniform(seed: int, step: int, ids: Tensor, draws: int) -> Tensor:
 
     Source: the mixer of SplitMix64 (Steele, Lea and Flood 2014), a counter-based generator.
     """
-    return _shift_right(hashes(seed, step, ids, draws), 11).double().mul_(2.0**-53)
+    return _shift_right(hashes(seed, step, ids, draws, first), 11).double().mul_(2.0**-53)
 
 
 def hashes(seed: int, step: int, ids: Tensor, count: int, first: int = 0) -> Tensor:

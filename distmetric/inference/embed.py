@@ -155,7 +155,8 @@ def embed_source(job: EmbedJob, embed_parts: EmbedParts = embed_here) -> dict[st
     out = absolute(job.out)
     checkpoint = find_checkpoint(job.checkpoint)
     config = config_of(checkpoint)
-    images = open_images(job.source if "://" in job.source else absolute(job.source), job.split)
+    source = job.source if "://" in job.source else absolute(job.source)
+    images = open_images(source, job.split, config.model.frames_per_clip)
     schema = embedding_schema(
         config.model.embedding_dim,
         images.columns,

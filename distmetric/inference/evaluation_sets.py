@@ -166,7 +166,7 @@ def set_of_images(
             read.
     """
     try:
-        images = open_images(source, split)
+        images = open_images(source, split, embedder.config.model.frames_per_clip)
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
     for column in needs:

@@ -71,6 +71,11 @@ def export_checkpoint(job: ExportJob) -> dict[str, Any]:
     checkpoint = find_checkpoint(absolute(job.checkpoint))
     embedder, config = load_embedder(checkpoint, allow_custom_targets=job.allow_custom_targets)
     embedder = embedder.float()
+    if "mlflow" in job.formats and config.model.frames_per_clip is not None:
+        raise InputError(
+            "formats=[mlflow] serves single images, and the model takes clips "
+            f"(model.frames_per_clip={config.model.frames_per_clip}): choose among onnx and safetensors"
+        )
     images = _images(job, config.model)
     result: dict[str, Any] = {"checkpoint": checkpoint.location, "step": checkpoint.step}
     place = "the folder for temporary files" if job.out is None else f"out={job.out}"
@@ -99,11 +104,11 @@ def export_checkpoint(job: ExportJob) -> dict[str, Any]:
 
 
 def _images(job: ExportJob, spec: EmbedderSpec) -> Tensor:
-    """A few images to compare embeddings of: those of the job, or random ones from coarse to fine."""
+    """A few images or clips to compare embeddings of: those of the job, or random ones from coarse to fine."""
     if job.images is not None:
         found: list[Tensor] = []
         for rows in image_batches(job.images, spec, batch_size=_IMAGES, bad=[]):
-            found.append(rows.images)
+            found.append(_as_clips(rows.images, spec.frames_per_clip))
             if sum(map(len, found)) >= _IMAGES:
                 break
         if not found:
@@ -116,7 +121,16 @@ def _images(job: ExportJob, spec: EmbedderSpec) -> Tensor:
         coarse = torch.rand((1, spec.channels, cells, cells), generator=generator)
         fine = torch.nn.functional.interpolate(coarse, sides, mode="bilinear")
         images.append((fine * 255).round().to(torch.uint8))
-    return torch.cat(images)
+    every = torch.cat(images)
+    frames = [every.roll(-place, 0) for place in range(spec.frames_per_clip or 0)]
+    return torch.stack(frames, 1) if frames else every
+
+
+def _as_clips(images: Tensor, frames: int | None) -> Tensor:
+    """Still images repeated, since a graph takes as many frames as the model was trained with."""
+    if frames is None or images.dim() == 5:
+        return images
+    return images[:, None].expand(-1, frames, -1, -1, -1)
 
 
 def _pack(folder: Path, embedder: Embedder, checkpoint: Checkpoint, config: Config) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.data.catalog import Catalog
+from distmetric.data.clips import ClipStore, sample_rows
 from distmetric.data.decode import (
     THREADS_PAY_BYTES,
     BadImageError,
@@ -40,7 +41,8 @@ class ImageRows:
         ids: B different numbers; those of the catalog, else the place in the sorted list of all images.
         paths: Of the catalog's images as they were at ingest, else within the source.
         label_names: Class names; "" for an image that is in no folder.
-        images: (B, C, H, W) uint8, as the model takes them.
+        images: (B, C, H, W) uint8, or (B, T, C, H, W) for clips, as the model takes them. A clip goes by the id and the
+            path of its tracklet's first frame.
         extras: Further columns, each B long: `group` (str), and of catalogs that have them `camera` (int, -1 where
             unknown) and `attribute.NAME` (str, None where unknown).
     """
@@ -132,22 +134,23 @@ def image_batches(
     Raises:
         InputError: The source or the split is not there, it has no images, or one cannot be read.
     """
-    opened = open_images(source, split)
+    opened = open_images(source, split, model.frames_per_clip)
     yield from opened.rows(opened.part(0, len(opened)), model, batch_size, bad)
 
 
-def open_images(source: str, split: str | None = None) -> ImageSource:
+def open_images(source: str, split: str | None = None, frames: int | None = None) -> ImageSource:
     """Find out what a source is, and list its images.
 
     Args:
         source: As `image_batches` takes it.
         split: Of a catalog.
+        frames: Frames of a clip, into which the tracklets of a catalog are made; None for single images.
 
     Raises:
         InputError: The source or the split is not there, or it has no images.
     """
     if is_catalog(source):
-        return CatalogImages(Catalog.open(Path(source).expanduser()), split)
+        return CatalogImages(Catalog.open(Path(source).expanduser()), split, frames)
     if split is not None:
         raise InputError(f"split={split} but source={source} is no catalog: leave split out")
     listing = ImageListing(source)
@@ -169,24 +172,25 @@ def is_catalog(source: str) -> bool:
 
 
 class CatalogImages:
-    """The images of a catalog, or of one of its splits, in its order.
+    """The images of a catalog, or of one of its splits, in its order; or its tracklets, each as one clip.
 
     Args:
         catalog: Has to be reachable where this is unpickled; there it is seen to be the same one.
         split: None for all of it.
+        frames: Frames of a clip; None for images.
 
     Raises:
         InputError: If there is no such split.
     """
 
-    def __init__(self, catalog: Catalog, split: str | None) -> None:
-        self._catalog, self._split = catalog, split
-        self._rows = np.arange(len(catalog)) if split is None else catalog.rows(split)
+    def __init__(self, catalog: Catalog, split: str | None, frames: int | None = None) -> None:
+        self._catalog, self._split, self._frames = catalog, split, frames
+        self._rows = sample_rows(catalog, split, frames)
         camera = () if catalog.cameras is None else ("camera",)
         self.columns = ("group", *camera, *(f"attribute.{name}" for name in catalog.attribute_names))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CatalogImages, (self._catalog, self._split)
+        return CatalogImages, (self._catalog, self._split, self._frames)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -209,15 +213,16 @@ class CatalogImages:
         threads: int | None = None,
     ) -> Iterator[ImageRows]:
         """Decode a part; see `ImageSource`."""
-        store = ImageStore(
+        images = ImageStore(
             self._catalog, model.image_sides, model.channels, memory_limit_bytes=0, threads=threads
         )
+        store = images if self._frames is None else ClipStore(images, self._frames)
         try:
             for start in range(part.start, part.stop, batch_size):
                 rows = self._rows[start : min(start + batch_size, part.stop)]
                 yield self._described(rows, store.images(rows))
         finally:
-            store.close()
+            images.close()
 
     def _described(self, rows: NDArray[np.int64], images: Tensor) -> ImageRows:
         catalog = self._catalog

@@ -37,12 +37,13 @@ def export_onnx(embedder: Embedder, shape: Sequence[int], path: Path, facts: Map
     """Write an embedder as an ONNX file with a dynamic batch.
 
     The graph takes what comes out of a decoder and nothing else: `images`, uint8 (batch, C, H, W). Scaling to [0, 1],
-    mean and deviation are part of it, so that no user can get them wrong; resizing is not. It gives `embeddings`,
+    mean and deviation are part of it, so that no user can get them wrong; resizing is not. Of a model of clips they are
+    (batch, T, C, H, W), with its own number of frames T. It gives `embeddings`,
     float32 (batch, D), of length one where the embedder's are.
 
     Args:
         embedder: In evaluation mode and float32, on the CPU.
-        shape: (C, H, W) of the images.
+        shape: (C, H, W) of the images, (T, C, H, W) of clips.
         path: Where to write; weights beyond 1.9 GB go into a second file beside it.
         facts: Kept as properties of the model.
 
@@ -81,7 +82,7 @@ def onnx_difference(path: Path, embedder: Embedder, images: Tensor, batch_sizes:
     Args:
         path: The file; the whole of it is checked first.
         embedder: What it was made from, on the CPU.
-        images: (N, C, H, W) uint8 to embed.
+        images: (N, C, H, W) or (N, T, C, H, W) uint8 to embed.
         batch_sizes: Sizes to split them into, one after the other; the rest of the last round is a smaller batch.
 
     Returns:

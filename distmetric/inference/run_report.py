@@ -31,7 +31,7 @@ from distmetric.training.checkpoint import Checkpoint, read_checkpoint
 from distmetric.training.embedding import embed
 from distmetric.training.evaluations import read_evaluations
 from distmetric.training.notices import read_notices
-from distmetric.training.run_data import open_data, training_labels
+from distmetric.training.run_data import open_data, sample_store, split_rows, training_labels
 from distmetric.training.run_folder import RunFolder, read_run
 from distmetric.training.saved_model import config_dict, load_embedder
 
@@ -167,15 +167,18 @@ def _examples(config: Config, checkpoint: Checkpoint, catalog: Catalog) -> dict[
     device = best_device()
     trusted = config.allow_custom_targets
     embedder, _ = load_embedder(checkpoint, device, allow_custom_targets=trusted)
-    rows = _whole_classes(catalog.rows(config.data.test_split), catalog.labels, config.seed)
-    store = ImageStore(catalog, config.model.image_sides, config.model.channels, rows=rows)
-    embeddings = embed(embedder.float(), store, rows, config.eval.batch_size, device)
+    rows = _whole_classes(split_rows(config, catalog, config.data.test_split), catalog.labels, config.seed)
+    # Clips are shown by their first frames.
+    pictures = ImageStore(catalog, config.model.image_sides, config.model.channels, memory_limit_bytes=0)
+    embeddings = embed(
+        embedder.float(), sample_store(config, catalog, rows), rows, config.eval.batch_size, device
+    )
     attributes = {name: catalog.attribute(name)[rows].tolist() for name in catalog.attribute_names}
     return {
         "embeddings": embeddings.cpu().numpy(),
         "labels": catalog.labels[rows],
         "label_names": catalog.label_names,
-        "images": _Pictures(store, rows),
+        "images": _Pictures(pictures, rows),
         "attributes": {"group": catalog.groups[rows].tolist(), **attributes},
         "paths": [catalog.source_path(row) for row in rows],
     }
@@ -203,8 +206,8 @@ def _coincidences(config: Config, folder: RunFolder, catalog: Catalog) -> dict[s
     snapshot = SnapshotStore(f"{folder.location}/index").newest()
     if snapshot is None:
         return {}
-    rows = catalog.rows(config.data.train_split)
-    classes = training_labels(catalog, config.data.train_split)
+    rows = split_rows(config, catalog, config.data.train_split)
+    classes = training_labels(catalog, config.data.train_split, config.model.frames_per_clip)
     if snapshot.has_rows:
         found, places = coinciding_rows(snapshot, classes, sampler.guard), None
     else:

@@ -100,7 +100,7 @@ def _trunk(spec: AnySpec, allow_custom_targets: bool) -> nn.Module:
             return build_custom(spec.target, spec.kwargs, allow_custom_targets)
 
 
-def _local_norm(spec: ConvSpec | ResNetSpec) -> Norm:
+def _local_norm(spec: AnySpec) -> Norm:
     return "group" if spec.norm == "group" else "batch"
 
 
@@ -114,9 +114,7 @@ def _chosen_values(spec: EmbedderSpec, known: Mapping[str, Sequence[str]]) -> di
     return {name: known[name] for name in spec.attributes}
 
 
-def _embedder(
-    spec: EmbedderSpec, trunk: nn.Module, attribute_values: Mapping[str, Sequence[str]]
-) -> Embedder:
+def _embedder(spec: AnySpec, trunk: nn.Module, attribute_values: Mapping[str, Sequence[str]]) -> Embedder:
     mean, std = _standardization(spec, getattr(trunk, "preprocessing", None))
     return Embedder(
         trunk,
@@ -129,6 +127,9 @@ def _embedder(
         image_shape=(max(spec.channels, len(mean)), *spec.image_sides),
         attribute_values=attribute_values,
         attributes_detached=spec.attributes_detached,
+        temporal=None if spec.frames_per_clip is None else spec.temporal,
+        attribute_groups=spec.attribute_groups,
+        norm=_local_norm(spec),
     )
 
 

@@ -9,15 +9,20 @@ from torch import Tensor, nn
 
 from distmetric.errors import ConfigError, InputError
 from distmetric.functional.distances import at_least_float32, unit_length
+from distmetric.models.norm import Norm
 from distmetric.models.pooling import pooling_layer
 from distmetric.models.probe import dry_run
-from distmetric.models.spec import Head, Pooling
+from distmetric.models.spec import Head, Pooling, Temporal
+from distmetric.models.temporal import AttentionOverTime, AttributeAttention, MeanOverTime, divided
 
 
 class Embedder(nn.Module):
     """Images in, embeddings out, and logits of attributes where it has heads for them.
 
     e = unit(head(pool(trunk((images - mean) / std))))
+
+    A sample is an image, or, with `temporal`, a clip: its frames go through the trunk as images do, and are pooled over
+    space and time.
 
     Args:
         trunk: Module (B, C, H, W) -> (B, F, h, w), or (B, F), which is then not pooled. An integer attribute
@@ -35,15 +40,21 @@ class Embedder(nn.Module):
         attribute_values: Name of an attribute to predict -> its V values, in the order of their logits. Each gets a
             linear map of the pooled features.
         attributes_detached: Whether logits pass no gradient to the trunk.
+        temporal: How clips are pooled over time: "mean", "attention" or "attribute_attention" (`models/temporal.py`),
+            which reads attributes through an attention of their own; None for images.
+        attribute_groups: Names of attributes, group by group, each with an attention map; None for one group.
+        norm: Normalization in the attribute attention.
 
     Attributes:
         embedding_dim: Length D of an embedding.
         attribute_values: As given.
 
     Raises:
-        ConfigError: Head "none" with another D, or means and deviations that do not fit together.
+        ConfigError: Head "none" with another D, or means and deviations that do not fit together, or groups that do not
+            divide the attributes.
 
-    Corner cases: an embedding of zeros stays zeros and passes no gradient, instead of NaN.
+    Corner cases: an embedding of zeros stays zeros and passes no gradient, instead of NaN. Where clips are expected, an
+    image is a clip of one frame.
     """
 
     image_mean: Tensor
@@ -61,6 +72,9 @@ class Embedder(nn.Module):
         image_shape: tuple[int, int, int] | None = None,
         attribute_values: Mapping[str, Sequence[str]] | None = None,
         attributes_detached: bool = True,
+        temporal: Temporal | None = None,
+        attribute_groups: Sequence[Sequence[str]] | None = None,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         if len(image_mean) != len(image_std) or not image_mean or min(image_std) <= 0:
@@ -71,7 +85,7 @@ class Embedder(nn.Module):
         self.trunk = trunk
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._layout = torch.preserve_format
-        self.pooling = pooling_layer(pooling)
+        self.pooling: nn.Module = pooling_layer(pooling)
         self.normalize = normalize
         self.embedding_dim = embedding_dim
         self.channels = image_shape[0] if image_shape else (len(image_mean) if len(image_mean) > 1 else None)
@@ -79,12 +93,26 @@ class Embedder(nn.Module):
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1).repeat(repeats, 1, 1))
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1).repeat(repeats, 1, 1))
         channels, pooled = self._widths(pooling, image_shape)
-        self.head = _head(head, pooled, channels, embedding_dim)
         self.attribute_values = {name: list(values) for name, values in (attribute_values or {}).items()}
         self.attributes_detached = attributes_detached
+        self.takes_clips = temporal is not None
+        if temporal == "mean":
+            self.pooling = MeanOverTime(self.pooling)
+        elif temporal == "attention":
+            self.pooling = AttentionOverTime(self.pooling, pooled)
+        elif temporal == "attribute_attention":
+            groups = attribute_groups or [list(self.attribute_values)]
+            shape = self._map_shape(image_shape)
+            self.pooling = AttributeAttention(
+                *(self.pooling, shape, pooled, divided(self.attribute_values, groups)),
+                *(norm, attributes_detached),
+            )
+        attending = isinstance(self.pooling, AttributeAttention)
+        width = self.pooling.width if isinstance(self.pooling, AttributeAttention) else pooled
+        self.head = _head(head, width, channels, embedding_dim)
         # The maps of all attributes as one, whose outputs are split.
         total = sum(map(len, self.attribute_values.values()))
-        self.attribute_head = nn.Linear(pooled, total) if total else None
+        self.attribute_head = nn.Linear(pooled, total) if total and not attending else None
 
     def forward(
         self, images: Tensor, with_attributes: bool = False
@@ -92,8 +120,8 @@ class Embedder(nn.Module):
         """Embed images and, where asked, predict their attributes.
 
         Args:
-            images: (B, C, H, W), floating point in [0, 1] or uint8. A single gray channel is repeated where
-                the model takes three.
+            images: (B, C, H, W), or clips (B, T, C, H, W), floating point in [0, 1] or uint8. A single gray channel is
+                repeated where the model takes three.
             with_attributes: Whether to return logits, too.
 
         Returns:
@@ -107,15 +135,34 @@ class Embedder(nn.Module):
         return (embeddings, logits) if with_attributes else embeddings
 
     def features(self, images: Tensor) -> Tensor:
-        """The first and costly part of `forward`, image by image: trunk and pooling, (B, C, H, W) -> (B, F)."""
+        """The first and costly part of `forward`, sample by sample: trunk and pooling, -> (B, F)."""
+        if not self.takes_clips:
+            return self._pool(self._maps(images))
+        clips = images[:, None] if images.dim() == 4 else images
+        if clips.dim() != 5:
+            raise InputError(
+                f"images have shape {tuple(images.shape)}, but the model takes clips "
+                f"(batch, frames, {self.channels or 'channels'}, height, width)"
+            )
+        maps = _as_maps(self._maps(clips.flatten(0, 1)))
+        pooled: Tensor = self.pooling(maps.reshape(*clips.shape[:2], *maps.shape[1:]))
+        return pooled
+
+    def _maps(self, images: Tensor) -> Tensor:
         images = self._standardize(images).to(memory_format=self._layout)
         # Evaluations have batches of many sizes, each of which would be compiled.
         trunk = self._compiled if self._compiled is not None and self.training else self.trunk
-        return self._pool(trunk(images))
+        maps: Tensor = trunk(images)
+        return maps
+
+    def before_head(self) -> nn.ModuleList:
+        """Trunk and pooling, which is what `features` computes with."""
+        return nn.ModuleList([self.trunk, self.pooling])
 
     def from_features(self, features: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The rest of `forward`, whose norm sees the whole batch: (B, F) -> embeddings and logits of attributes."""
-        embeddings = at_least_float32(self.head(features))
+        own = features[:, : self.pooling.width] if isinstance(self.pooling, AttributeAttention) else features
+        embeddings = at_least_float32(self.head(own))
         if self.normalize:
             embeddings = unit_length(embeddings)
         return embeddings, self._attributes(features)
@@ -134,6 +181,9 @@ class Embedder(nn.Module):
         self._compiled = trunk
 
     def _attributes(self, features: Tensor) -> dict[str, Tensor]:
+        if isinstance(self.pooling, AttributeAttention):
+            found = self.pooling.logits(features)
+            return {name: found[name] for name in self.attribute_values}
         if self.attribute_head is None:
             return {}
         seen = features.detach() if self.attributes_detached else features
@@ -172,6 +222,17 @@ class Embedder(nn.Module):
             # The exponent of an idle GeM would get no gradient, which DistributedDataParallel does not take.
             self.pooling = nn.Identity()
         return features.shape[1], self._pool(features).shape[1]
+
+    def _map_shape(self, image_shape: tuple[int, int, int] | None) -> tuple[int, int, int]:
+        """(F, h, w) of what the trunk gives for an image; a vector is a map of one pixel."""
+        if image_shape is None:
+            raise ConfigError("temporal=attribute_attention needs image_shape, to know the maps of the trunk")
+        _, features, height, width = _as_maps(dry_run(self.trunk, image_shape)).shape
+        return features, height, width
+
+
+def _as_maps(features: Tensor) -> Tensor:
+    return features[:, :, None, None] if features.dim() == 2 else features
 
 
 def _head(head: Head, pooled: int, channels: int, embedding_dim: int) -> nn.Module:

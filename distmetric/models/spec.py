@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Pooling = Literal["avg", "max", "gem", "flatten"]
+Temporal = Literal["mean", "attention", "attribute_attention"]
 Head = Literal["linear_bn", "linear", "mlp", "none"]
 
 
@@ -19,6 +20,10 @@ class EmbedderSpec:
     """Side of the square input images in pixels, or [height, width]."""
     channels: int = 1
     """Channels of the input images: 1 for gray, 3 for RGB."""
+    frames_per_clip: int | None = None
+    """Frames of a clip, drawn from a tracklet, that are embedded as one sample; null: samples are single images."""
+    temporal: Temporal = "mean"
+    """How the frames of a clip become one vector; attribute_attention also looks where attributes are seen."""
     embedding_dim: int = 128
     """Length of an embedding; with head none it must be what the pooled trunk gives."""
     pooling: Pooling = "avg"
@@ -35,6 +40,8 @@ class EmbedderSpec:
     """Attributes of the catalog that the model predicts beside the embedding, for losses that look at them."""
     attributes_detached: bool = True
     """Whether attributes are read off the pooled features without training the trunk."""
+    attribute_groups: list[list[str]] | None = None
+    """Groups of model.attributes that share an attention map with temporal=attribute_attention; null: one group."""
 
     def __post_init__(self) -> None:
         """Check the size of the images, which a property reads.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distmetric.data.attributes import attribute_targets
 from distmetric.data.catalog import Catalog
-from distmetric.data.decode import ImageStore
+from distmetric.data.clips import SampleStore
 from distmetric.distributed.gather import JointRows
 from distmetric.distributed.replica import Replica
 from distmetric.samplers.batch_sampler import BatchSampler
@@ -25,7 +25,7 @@ class Batch:
     """One rank's slice of a global batch, and what the plan tells of all of it.
 
     Args:
-        images: (B, C, H, W) uint8, as stored.
+        images: (B, C, H, W) uint8, as stored, or (B, T, C, H, W) for clips.
         ids: (B,) int64 catalog ids, the key of each image's augmentation.
         places: (B,) int64 places of the rows in the training split, on the host.
         rows: Training labels, 0 <= label < number of training classes, ids and attributes of the global batch.
@@ -50,7 +50,7 @@ class BatchLoader:
     Args:
         sampler: Plans the global batches.
         catalog: Where rows come from.
-        images: Reads images of rows.
+        images: Reads the samples of rows.
         train_rows: (M,) catalog rows of the training split, ascending; their labels are numbered 0 .. C-1 for the loss.
         replica: Whose slice is loaded.
         device: Where to.
@@ -62,7 +62,7 @@ class BatchLoader:
         self,
         sampler: BatchSampler,
         catalog: Catalog,
-        images: ImageStore,
+        images: SampleStore,
         train_rows: NDArray[np.int64],
         replica: Replica,
         device: torch.device,
@@ -99,7 +99,7 @@ class BatchLoader:
         rows = rank_slice(plan, self._replica.rank, self._replica.world_size)
         labels = self._training_label[self._catalog.labels[plan]]
         batch = Batch(
-            self._images.images(rows, pinned=self._copies is not None),
+            self._images.drawn(rows, step, pinned=self._copies is not None),
             torch.from_numpy(self._catalog.ids[rows]),
             np.searchsorted(self._train_rows, rows),
             JointRows(

@@ -37,7 +37,7 @@ def chosen_chunk_size(
 
     Args:
         config: The whole run.
-        trunk: What is taken through in chunks.
+        trunk: What is taken through in chunks: trunk and pooling.
         features: Images as bytes -> what the trunk makes of them, as in training.
         replica: Who this rank is.
         device: Where the trunk is.
@@ -85,7 +85,7 @@ def bytes_per_image(features: Callable[[Tensor], Tensor], trunk: nn.Module, imag
     Args:
         features: Images -> what the trunk makes of them.
         trunk: Whose buffers stay as they are, as does the state of all random generators.
-        images: (2, C, H, W) uint8.
+        images: (2, C, H, W) or (2, T, C, H, W) uint8.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*trunk.parameters(), *trunk.buffers())}
     devices = [images.device] if images.is_cuda else []
@@ -118,7 +118,9 @@ def _that_fits(
 ) -> int | None:
     """Half of what will be free is for activations: a loss needs blocks of pairs, libraries have buffers."""
     model, rows = config.model, rows_of_rank(config, replica)
-    images = torch.zeros(2, model.channels, *model.image_sides, dtype=torch.uint8).to(device)
+    frames = () if model.frames_per_clip is None else (model.frames_per_clip,)
+    shape = (2, *frames, model.channels, *model.image_sides)
+    images = torch.zeros(shape, dtype=torch.uint8).to(device)
     cost = bytes_per_image(features, trunk, images)
     weights = sum(parameter.nbytes for parameter in trunk.parameters())
     free = _free(replica, device)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmetric.config.schema import EvalConfig
-from distmetric.data.decode import ImageStore
+from distmetric.data.clips import SampleStore
 from distmetric.distributed.gather import gather
 from distmetric.distributed.replica import Replica
 from distmetric.evaluation.calibration import survey_pairs
@@ -25,7 +25,7 @@ from distmetric.training.finite_steps import check_embeddings
 @torch.no_grad()
 def embed(
     embedder: Embedder,
-    images: ImageStore,
+    images: SampleStore,
     rows: NDArray[np.int64],
     batch_size: int,
     device: torch.device,
@@ -35,7 +35,7 @@ def embed(
 
     Args:
         embedder: What embeds.
-        images: Reads images of rows.
+        images: Reads the samples of rows.
         rows: Which.
         batch_size: Images per forward pass.
         device: Where to compute.
@@ -66,7 +66,7 @@ def _batches(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.in
 @torch.no_grad()
 def evaluate_sharded(
     embedder: Embedder,
-    images: ImageStore,
+    images: SampleStore,
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],
     config: EvalConfig,
@@ -79,7 +79,7 @@ def evaluate_sharded(
 
     Args:
         embedder: Equal on all ranks.
-        images: Reads images of rows.
+        images: Reads the samples of rows.
         rows: (M,) catalog rows, equal on all ranks.
         labels: (M,) their labels.
         config: The k of recall@k, images per forward pass, resamples for intervals, false accept rate of the threshold.

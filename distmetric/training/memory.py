@@ -15,6 +15,7 @@ from distmetric.config.schema import Config
 from distmetric.data.catalog import Catalog
 from distmetric.errors import ResourceError
 from distmetric.models.build import build_embedder
+from distmetric.training.run_data import known_attributes
 
 LOWER = (
     "resume with a lower data.memory_limit_gib, on more workers or on a machine with more memory, or start anew with "
@@ -100,11 +101,16 @@ def least_memory(config: Config, catalog: Catalog) -> Need:
     held = rows * pixels
     if held > config.data.memory_limit_gib * _GIB:
         held = 0  # decoded at every use
-    batch = config.sampler.classes_per_batch * config.sampler.samples_per_class * pixels
+    batch = (
+        config.sampler.classes_per_batch
+        * config.sampler.samples_per_class
+        * pixels
+        * (config.model.frames_per_clip or 1)
+    )
     workers = config.trainer.min_workers
     if config.trainer.use_gpu:  # where the model is, and the batches once they are decoded
         return Need(held, batch, 0, workers)
-    return Need(held, (1 + config.data.prefetch) * batch, _model_bytes(config), workers)
+    return Need(held, (1 + config.data.prefetch) * batch, _model_bytes(config, catalog), workers)
 
 
 def available_memory(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
@@ -158,13 +164,15 @@ def _reclaimable(group: Path) -> int:
     return 0
 
 
-def _model_bytes(config: Config) -> int:
+def _model_bytes(config: Config, catalog: Catalog) -> int:
     """Of our own models; one of another library is known only when it is there."""
     if config.model.name not in _OURS:
         return 0
     try:
         with torch.device("meta"):  # sizes, without numbers
-            model = build_embedder(config.model, config.seed)
+            model = build_embedder(
+                config.model, config.seed, attribute_values=known_attributes(config, catalog)
+            )
     except (RuntimeError, TypeError, OverflowError):  # sizes beyond what PyTorch can count
         return _ABSURD
     weights = sum(parameter.numel() for parameter in model.parameters())

@@ -40,7 +40,7 @@ class AugmentedImages:
         return len(self._batch.ids)
 
     def __getitem__(self, part: slice) -> Tensor:
-        """Some of the images, (n, C, H, W)."""
+        """Some of the images, (n, C, H, W), or clips, (n, T, C, H, W)."""
         return augment(self._batch.images[part], *self._how, self._batch.ids[part]).to(self._dtype)
 
 
@@ -83,7 +83,9 @@ class ModelPass:
         self._at_once: nn.Module | None = None
         self._cache: GradientCache | None = None
         self.not_averaged, self.notice = list[nn.Parameter](), ""
-        self.chunk_size = chosen_chunk_size(config, embedder.trunk, self._features, replica, device, recorded)
+        self.chunk_size = chosen_chunk_size(
+            config, embedder.before_head(), self._features, replica, device, recorded
+        )
         if config.train.compile:
             embedder.use_compiled(compiled(embedder.trunk, device))
         if self.chunk_size is None:
@@ -91,7 +93,9 @@ class ModelPass:
             return
         # Not in DistributedDataParallel, which would average the gradient of every chunk.
         self.not_averaged += embedder.parameters()
-        if self.chunk_size < (rows := rows_of_rank(config, replica)) and trains_batch_norm(embedder.trunk):
+        if self.chunk_size < (rows := rows_of_rank(config, replica)) and trains_batch_norm(
+            embedder.before_head()
+        ):
             self.notice = chunked_norm_notice(self.chunk_size, rows)
 
     def record(self) -> dict[str, Any]:

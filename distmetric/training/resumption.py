@@ -27,8 +27,17 @@ _OR_NEW = "resume with the run's own settings, or start a new run"
 # Beside the architecture, what a run has to keep from its first step to its last: with anything else a resumed one
 # would be neither this run nor that.
 _KEPT = (
-    *("seed", "data.train_split", "data.test_split", "augment.", "loss.", "miner.", "sampler.", "optim."),
-    *("schedule.", "train.precision", "train.chunk_size"),
+    *(
+        "seed",
+        "data.train_split",
+        "data.test_split",
+        "data.frame_",
+        "augment.",
+        "loss.",
+        "miner.",
+        "sampler.",
+    ),
+    *("optim.", "schedule.", "train.precision", "train.chunk_size"),
 )
 
 

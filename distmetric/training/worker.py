@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distmetric import __version__
 from distmetric.config.schema import Config
-from distmetric.data.decode import ImageStore
+from distmetric.data.clips import SampleStore
 from distmetric.distributed.loss import DistributedLoss
 from distmetric.distributed.parallel import average_buffers, averaged_buffers, restore_buffers
 from distmetric.distributed.replica import Replica
@@ -49,11 +49,13 @@ from distmetric.training.probe import HardnessProbe
 from distmetric.training.resumption import check_same_run, load_state, newest_of
 from distmetric.training.rounds import Rounds
 from distmetric.training.run_data import (
+    both_splits,
     build_sampler,
     held_rows,
     known_attributes,
     open_data,
     random_sampler,
+    sample_store,
     training_labels,
 )
 from distmetric.training.saved_model import config_dict
@@ -103,9 +105,8 @@ class Worker:
         self._on_main = RunWriter(run_dir, replica, device, owner)
         self.dtype = torch.float64 if config.train.precision == "float64" else torch.float32
         self.catalog = open_data(config.data)
-        self.train_rows = self.catalog.rows(config.data.train_split)
-        self.test_rows = self.catalog.rows(config.data.test_split)
-        self.images = self._image_store()
+        self.train_rows, self.test_rows = both_splits(config, self.catalog)
+        self.images = self._sample_store()
         self.sampler = build_sampler(config, self.catalog)
         self.attribute_values = known_attributes(config, self.catalog)
         self.batches = BatchLoader(
@@ -344,7 +345,7 @@ class Worker:
         if not isinstance(sampler, HardNeighborSampler):
             return None
         assert isinstance(config.sampler, HardNeighborSamplerConfig)
-        labels = training_labels(self.catalog, config.data.train_split)
+        labels = training_labels(self.catalog, config.data.train_split, config.model.frames_per_clip)
         store = SnapshotStore(f"{run_dir}/index", self._on_main.check)
         if isinstance(config.index, InlineIndexConfig):
             by_rows = config.sampler.mode == "sample"
@@ -380,14 +381,7 @@ class Worker:
         rows = self.train_rows[places]
         return embed(self.embedder, self.images, rows, self.config.eval.batch_size, self.device)
 
-    def _image_store(self) -> ImageStore:
-        model, data = self.config.model, self.config.data
-        return ImageStore(
-            self.catalog,
-            model.image_sides,
-            model.channels,
-            memory_limit_bytes=int(data.memory_limit_gib * (1 << 30)),
-            threads=torch.get_num_threads(),  # that the machine has for this worker
-            rows=held_rows(self.train_rows, self.test_rows),
-            shared=True,
-        )
+    def _sample_store(self) -> SampleStore:
+        rows = held_rows(self.train_rows, self.test_rows)
+        threads = torch.get_num_threads()  # that the machine has for this worker
+        return sample_store(self.config, self.catalog, rows, threads=threads, shared=True)

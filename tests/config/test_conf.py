@@ -170,7 +170,7 @@ def default_of(entry: Field[Any]) -> Any:
 def test_defaults_in_conf_are_those_of_the_dataclasses(choices: list[str]) -> None:
     expected = set().union(*(DIFFERENT.get(choice, set()) for choice in choices))
     config = decode(Config, composed(*choices))
-    if "data=glyphs" in choices and config.model.image_size != 28:
+    if {"data=glyphs", "data=moving_glyphs"} & set(choices) and config.model.image_size != 28:
         expected.add("data.size")  # glyphs are drawn as large as the model takes them
     assert other_defaults(config) == expected
 

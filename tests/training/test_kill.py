@@ -62,6 +62,17 @@ RUNS = {
         ),
     ),
     "hard_neighbors": ("loss=triplet_hard_margin", *HARD),
+    "clips": (
+        *(
+            "data=moving_glyphs",
+            "data.max_classes=30",
+            "data.tracklets_per_class=5",
+            "data.frames_per_tracklet=4",
+        ),
+        *("model.frames_per_clip=2", "model.temporal=attribute_attention", "model.attributes=[motion,serif]"),
+        *("loss=aitl", "loss.parts.irrelevant.loss.attributes=[motion]"),
+        "loss.parts.relevant.loss.attributes=[serif]",
+    ),
     "hard_samples_and_memory": (
         "loss=cross_batch_memory",
         "loss.memory_size=100",

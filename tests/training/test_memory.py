@@ -69,6 +69,17 @@ def test_what_cannot_fit_is_refused_with_the_setting_to_lower(overrides, fix, gl
     assert "\n" not in str(told.value)
 
 
+def test_attribute_heads_and_frames_of_clips_count(glyph_cache) -> None:
+    plain, heads = (tiny_config(glyph_cache, f"loss={loss}") for loss in ("triplet", "aitl"))
+    catalog = open_data(plain.data)
+    assert least_memory(heads, catalog).model > least_memory(plain, catalog).model
+    moving = ("data=moving_glyphs", "data.max_classes=20", "data.tracklets_per_class=3")
+    still, clips = (tiny_config(glyph_cache, *moving, *more) for more in ([], ["model.frames_per_clip=3"]))
+    catalog = open_data(still.data)
+    assert least_memory(clips, catalog).batches == 3 * least_memory(still, catalog).batches
+    assert least_memory(clips, catalog).images == least_memory(still, catalog).images
+
+
 def test_models_of_others_count_for_nothing_before_they_are_there(glyph_cache) -> None:
     config = tiny_config(glyph_cache)
     config = replace(config, model=TimmSpec(model="resnet18", channels=1, image_size=28))

@@ -21,6 +21,8 @@ class IngestJob:
     for each source; null: each folder is a class."""
     manifest: str | None = None
     """CSV of paths and labels, for other layouts; of a published data set, its list, where it is not in the source."""
+    tracklet_folders: bool = False
+    """Whether the innermost folders are tracklets, whose frames are numbered at the end of their names."""
     split_by: Literal["ratio", "group", "given"] | None = None
     """How classes are divided into training and test: ratio, group or given; null: given with a layout, else ratio."""
     test_fraction: float = 0.5
