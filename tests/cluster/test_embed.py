@@ -154,7 +154,7 @@ def test_what_a_worker_cannot_do_is_one_line(checkpoint_and_catalog, tmp_path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EmbedWorkers, "__init__", spoiled)
         try:
-            with pytest.raises(InputError, match=r"model\.pt is damaged") as raised:
+            with pytest.raises(InputError, match=r"model\.pt is missing: use an older checkpoint") as raised:
                 embed_on_workers(job)
         finally:
             (tmp_path / "model.pt").rename(Path(checkpoint) / "model.pt")
