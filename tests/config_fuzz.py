@@ -25,6 +25,7 @@ REQUIRED = {
         "out=nowhere/found",
         "checkpoint=nowhere/run",
     ],
+    "study": ["study=staleness", "study.seeds=[0]"],
     "tune": ["space={optim.lr: [0.1, 0.2]}"],
 }
 

@@ -109,7 +109,7 @@ def test_groups_of_other_jobs_are_no_settings() -> None:
     assert message_of("config", "protocol=reid") == "protocol is not a setting: --cfg prints all there are"
     assert groups_of("embed") == groups_of("ingest") == []
     assert groups_of("evaluate") == ["protocol"]
-    assert groups_of("config") == sorted(set(groups()) - {"protocol"})
+    assert groups_of("config") == sorted(set(groups()) - {"protocol", "study"})
 
 
 def test_what_is_missing_is_named() -> None:

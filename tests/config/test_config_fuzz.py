@@ -24,6 +24,7 @@ import pytest
 import config_fuzz
 from distmetric.benchmarks import run as benchmark_module
 from distmetric.cluster import fit as fit_module
+from distmetric.cluster import study as study_module
 from distmetric.cluster import tune as tune_module
 from distmetric.cluster.fit import checked
 from distmetric.cluster.run_folder import load_resumable
@@ -69,7 +70,7 @@ def main_of(job: str) -> Callable[[list[str]], Any]:
     return main
 
 
-def fit_until_data(config: Config) -> None:
+def fit_until_data(config: Config, **_: Any) -> None:
     validate(config)
     raise PassedError
 
@@ -85,6 +86,7 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path / "a" / "b" / "c" / "d")
     monkeypatch.setattr(fit_module, "fit", fit_until_data)
     monkeypatch.setattr(tune_module, "tune_settings", passed)
+    monkeypatch.setattr(study_module, "run_study", passed)
     monkeypatch.setattr(benchmark_module, "describe_machine", passed)
 
 
