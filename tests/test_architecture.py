@@ -87,7 +87,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "benchmarks": (
         *("training", "losses", "miners", "distributed", "functional", "evaluation", "index", "tracking"),
-        *("config", "data", "models", "samplers", "errors", "progress", "secrets", "startup", "__version__"),
+        *(
+            "config",
+            "data",
+            "models",
+            "samplers",
+            "errors",
+            "locations",
+            "progress",
+            "secrets",
+            "startup",
+            "__version__",
+        ),
     ),
     "jobs": ("cluster", "inference", "data", "index", "benchmarks", "config", "startup"),
 }

@@ -11,11 +11,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pyarrow import fs
+
 from distmetric import __version__
 from distmetric.config.decode import leaves
 from distmetric.config.jobs import BenchmarkJob
 from distmetric.config.schema import MLflowConfig
 from distmetric.errors import ResourceError
+from distmetric.locations import put_in_place
 from distmetric.secrets import masked
 from distmetric.tracking.address import tracking_uri
 from distmetric.tracking.tracked_run import TrackedRun, tracking_server
@@ -49,10 +52,12 @@ class Report:
         return self.folder / f"{self.name}.json"
 
     def write(self, markdown: str, raw: Mapping[str, Any]) -> None:
-        """Write both files anew."""
+        """Write both files anew, each of them whole or not at all."""
+        texts = {self.markdown: markdown, self.json: json.dumps(masked(dict(raw)), indent=1) + "\n"}
         with _writing(self.folder):
-            self.markdown.write_text(markdown, encoding="utf-8")
-            self.json.write_text(json.dumps(masked(dict(raw)), indent=1) + "\n", encoding="utf-8")
+            for path, text in texts.items():
+                with put_in_place(fs.LocalFileSystem(), str(path)) as part:
+                    Path(part).write_text(text, encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """Where everything is."""
