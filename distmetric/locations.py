@@ -138,6 +138,21 @@ def read_document(location: str) -> dict[str, Any]:
         return unsealed(stream.read())
 
 
+def write_text(location: str, text: str, fix: str) -> None:
+    """Write a text in UTF-8 so that it is at its place whole, or not at all.
+
+    Raises:
+        ResourceError: If it cannot be written, with the fix.
+    """
+    filesystem, path = open_location(location)
+    with (
+        writing(location, fix),
+        put_in_place(filesystem, path) as target,
+        filesystem.open_output_stream(target) as stream,
+    ):
+        stream.write(text.encode())
+
+
 def check_writable(location: str) -> None:
     """See whether a folder could be made and written to, and leave no trace of it; of local ones only.
 

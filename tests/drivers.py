@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from distmetric.benchmarks.training_job import kill
+
+__all__ = ["REPOSITORY", "descendants", "finished", "kill", "start", "steps_saved", "wait_for"]
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -56,10 +62,11 @@ def descendants(driver: subprocess.Popen[str], name: str = "") -> list[psutil.Pr
     return found
 
 
-def kill(processes: list[psutil.Process]) -> None:
-    """SIGKILL."""
-    for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
+def finished(job: str, *overrides: str, seconds: float) -> dict[str, Any]:
+    """The result of a job that has to end well, without a traceback, within some seconds."""
+    command = [sys.executable, f"jobs/{job}.py", *overrides]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=seconds)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    # Of this process; Ray ends its own with a signal, and what that interrupts may say so behind a prefix.
+    assert not any(line.startswith("Traceback") for line in ran.stderr.splitlines()), ran.stderr[-3000:]
+    return json.loads(ran.stdout.strip().splitlines()[-1])

@@ -25,8 +25,13 @@ class Suite(Protocol):
             UserError: If something is asked for that is not known, or not there.
         """
 
-    def known(self, spec: Any, done: Sequence[Outcome[Any, Any]]) -> Outcome[Any, Any] | None:
-        """How a cell ends that need not be run after those that have been; None for one that has to."""
+    def known(
+        self,
+        spec: Any,  # noqa: ARG002
+        done: Sequence[Outcome[Any, Any]],  # noqa: ARG002
+    ) -> Outcome[Any, Any] | None:
+        """How a cell ends that need not be run after those that have been; None for one that has to, as all have."""
+        return None
 
     def label(self, spec: Any) -> str:
         """A cell in words."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from distmetric.cluster.tracked import find_server
@@ -16,7 +14,7 @@ from distmetric.config.schema import Config
 from distmetric.config.study_plan import StudyPlan
 from distmetric.inference.study_pages import FIGURE, MARKDOWN, NUMBERS, study_pages
 from distmetric.inference.study_results import MeasuredRun, measured
-from distmetric.locations import open_location, put_in_place, writing
+from distmetric.locations import write_text
 from distmetric.tracking.tracked_run import TrackedRun
 
 
@@ -65,20 +63,12 @@ def _measured_runs(plan: StudyPlan, folder: TuneFolder) -> list[MeasuredRun]:
 
 def _write(plan: StudyPlan, folder: TuneFolder, pages: dict[str, str]) -> None:
     """Put the files of a study into its folder and, as artifacts, into the tracker."""
-    filesystem, path = open_location(folder.location)
     for name, text in pages.items():
-        with (
-            writing(f"{folder.location}/{name}", "free space or fix access, then resume"),
-            put_in_place(filesystem, f"{path}/{name}") as target,
-            filesystem.open_output_stream(target) as stream,
-        ):
-            stream.write(text.encode())
+        write_text(f"{folder.location}/{name}", text, "free space or fix access, then resume")
     config = decode(Config, plan.trials.trials[0].config)
     tracked = TrackedRun.own(folder.location, find_server(config, folder.tracking_uri))
     try:
-        with TemporaryDirectory() as local:
-            for name, text in pages.items():
-                Path(local, name).write_text(text, encoding="utf-8")
-                tracked.log_artifact(str(Path(local, name)))
+        for name, text in pages.items():
+            tracked.log_text(name, text)
     finally:
         tracked.close()

@@ -10,8 +10,6 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from distmetric import __version__
@@ -169,10 +167,7 @@ def _tag(tracked: TrackedRun, run_dir: str) -> None:
 
 def attach_config(tracked: TrackedRun, config: Mapping[str, Any]) -> None:
     """Attach a configuration as config.json."""
-    with TemporaryDirectory() as local:
-        path = Path(local, "config.json")
-        path.write_text(json.dumps(masked(dict(config)), indent=2), encoding="utf-8")
-        tracked.log_artifact(str(path))
+    tracked.log_text("config.json", json.dumps(masked(dict(config)), indent=2))
 
 
 def note_identity(folder: RunFolder, tracked: TrackedRun) -> RunFolder:

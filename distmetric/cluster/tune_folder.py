@@ -15,10 +15,11 @@ from distmetric.config.decode import decode
 from distmetric.config.jobs.study import StudyJob
 from distmetric.config.jobs.tune import TuneJob
 from distmetric.errors import ConfigError, InputError
-from distmetric.locations import absolute, make_folder, open_location, put_in_place, writing
+from distmetric.locations import absolute, make_folder, open_location, write_text, writing
 from distmetric.secrets import is_masked, masked
 
 _TUNE_FILE, _TRIALS_FILE, _TABLE_FILE = "tune.json", "trials.json", "trials.csv"
+_FIX = "free space or fix access, then resume"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class TuneFolder:
         """Write `tune.json`, making the folder."""
         with writing(self.location):
             make_folder(*open_location(self.location))
-        _write(f"{self.location}/{_TUNE_FILE}", json.dumps(masked(asdict(self)), indent=1))
+        write_text(f"{self.location}/{_TUNE_FILE}", json.dumps(masked(asdict(self)), indent=1), _FIX)
 
     def results(self) -> list[Result]:
         """Of the trials that have ended, in their order."""
@@ -104,7 +105,7 @@ class TuneFolder:
             _TABLE_FILE: masked(_csv(ranked(results, metric))),
         }
         for name, text in tables.items():
-            _write(f"{self.location}/{name}", text)
+            write_text(f"{self.location}/{name}", text, _FIX)
         return tables
 
 
@@ -173,13 +174,3 @@ def _read(location: str) -> str | None:
         return None
     with filesystem.open_input_stream(path) as stream:
         return bytes(stream.read()).decode()
-
-
-def _write(location: str, text: str) -> None:
-    filesystem, path = open_location(location)
-    with (
-        writing(location, "free space or fix access, then resume"),
-        put_in_place(filesystem, path) as target,
-        filesystem.open_output_stream(target) as stream,
-    ):
-        stream.write(text.encode())

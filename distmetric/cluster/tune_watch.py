@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -89,10 +87,8 @@ class TuneWatch(tune.Callback):
         if best is not None:
             self._tracker.log(self._ends, {f"best/{name}": value for name, value in best.metrics.items()})
         tables = self.folder.write_results(list(self.results.values()), self.plan.job.metric)
-        with tempfile.TemporaryDirectory() as local:
-            for name, text in tables.items():
-                Path(local, name).write_text(text, encoding="utf-8")
-                self._tracked.log_artifact(str(Path(local, name)))
+        for name, text in tables.items():
+            self._tracked.log_text(name, text)
         self._tracker.close()
 
     def _keep(self, result: Result) -> None:

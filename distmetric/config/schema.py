@@ -23,12 +23,9 @@ SamplerConfig = PKSamplerConfig | HardNeighborSamplerConfig
 
 
 @dataclass(kw_only=True, frozen=True)
-class CatalogDataConfig:
-    """A catalog file, as `jobs/ingest.py` writes it."""
+class ImagesConfig:
+    """What all data have: splits, and how images come to the workers."""
 
-    name: Literal["catalog"] = "catalog"
-    path: str
-    """The catalog file, on a path that every worker can read."""
     train_split: str = "train"
     """Split that is learned from."""
     test_split: str = "test"
@@ -38,6 +35,12 @@ class CatalogDataConfig:
     temporary folder, and at every use otherwise."""
     prefetch: int = 1
     """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class FramesConfig(ImagesConfig):
+    """What data have whose images may be the frames of tracklets."""
+
     frame_sampling: Literal["segments", "consecutive"] = "segments"
     """How training draws a clip's frames: one of each of T equal parts of the tracklet, or T that follow each other."""
     frame_stride: int = 1
@@ -45,7 +48,16 @@ class CatalogDataConfig:
 
 
 @dataclass(kw_only=True, frozen=True)
-class MovingGlyphsDataConfig:
+class CatalogDataConfig(FramesConfig):
+    """A catalog file, as `jobs/ingest.py` writes it."""
+
+    name: Literal["catalog"] = "catalog"
+    path: str
+    """The catalog file, on a path that every worker can read."""
+
+
+@dataclass(kw_only=True, frozen=True)
+class MovingGlyphsDataConfig(FramesConfig):
     """The built-in data set of moving glyphs: tracklets with attributes, drawn on first use."""
 
     name: Literal["moving_glyphs"] = "moving_glyphs"
@@ -63,23 +75,10 @@ class MovingGlyphsDataConfig:
     """Tracklets of each class."""
     frames_per_tracklet: int = 8
     """Frames of each tracklet."""
-    train_split: str = "train"
-    """Split that is learned from."""
-    test_split: str = "test"
-    """Split whose classes the evaluation retrieves; never trained on."""
-    memory_limit_gib: float = 2.0
-    """Images are decoded once if they fit into this much, which the workers of a machine share as a file in its
-    temporary folder, and at every use otherwise."""
-    prefetch: int = 1
-    """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
-    frame_sampling: Literal["segments", "consecutive"] = "segments"
-    """How training draws a clip's frames: one of each of T equal parts of the tracklet, or T that follow each other."""
-    frame_stride: int = 1
-    """With frame_sampling=consecutive: frames from one of a clip to its next."""
 
 
 @dataclass(kw_only=True, frozen=True)
-class GlyphsDataConfig:
+class GlyphsDataConfig(ImagesConfig):
     """The built-in data set of Unicode glyphs, drawn on first use."""
 
     name: Literal["glyphs"] = "glyphs"
@@ -93,15 +92,6 @@ class GlyphsDataConfig:
     """Fraction of the classes that is held out."""
     max_classes: int | None = None
     """Draw only this many classes (for tests)."""
-    train_split: str = "train"
-    """Split that is learned from."""
-    test_split: str = "test"
-    """Split whose classes the evaluation retrieves; never trained on."""
-    memory_limit_gib: float = 2.0
-    """Images are decoded once if they fit into this much, which the workers of a machine share as a file in its
-    temporary folder, and at every use otherwise."""
-    prefetch: int = 1
-    """Batches that every worker reads ahead while it computes; each takes the memory of its share of a batch."""
 
 
 DataConfig = CatalogDataConfig | GlyphsDataConfig | MovingGlyphsDataConfig

@@ -61,22 +61,20 @@ def plan_study(job: StudyJob) -> StudyPlan:
 
     Cost: composing a configuration takes about 0.15 s, and there is one for each run.
     """
-    if isinstance(job.train, str):
-        job = replace(job, train=read_settings(job.train))
-    assert not isinstance(job.train, str)
-    study = job.study
+    given = read_settings(job.train) if isinstance(job.train, str) else job.train
+    job, study = replace(job, train=given), job.study
     if not study.arms:
         raise ConfigError(
             f"study={study.name} has no arms: choose another study, or give what is compared as "
             "study.arms={NAME: {...}}"
         )
-    shared = {**_checked("study.train", leaves(study.train)), **_checked("train", leaves(job.train or {}))}
-    cells = list(product(study.seeds, study.variants or {"": {}}, study.arms))
-    drawn = []
-    for seed, variant, arm in cells:
-        own = _checked(f"study.variants.{variant}", study.variants.get(variant, {}))
-        own |= _checked(f"study.arms.{arm}", study.arms[arm])
-        drawn.append({**own, "seed": seed})
+    shared = {**_checked("study.train", leaves(study.train)), **_checked("train", leaves(given or {}))}
+    arms, variants = (
+        {name: _checked(f"study.{group}.{name}", settings) for name, settings in named.items()}
+        for group, named in (("arms", study.arms), ("variants", study.variants or {"": {}}))
+    )
+    cells = list(product(study.seeds, variants, arms))
+    drawn = [{**variants[variant], **arms[arm], "seed": seed} for seed, variant, arm in cells]
     trials = TuneJob(
         space={},
         train=shared,

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from distmetric.errors import ResourceError, StoppedError, TakenOverError
@@ -259,6 +260,13 @@ class TrackedRun:
     def log_artifact(self, path: str) -> None:
         """Attach a local file, for which no secrets are looked for."""
         self._attach(Path(path), Path(path).name)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Attach a text as a file of that name; no secrets are looked for."""
+        with TemporaryDirectory() as local:
+            path = Path(local, name)
+            path.write_text(text, encoding="utf-8")
+            self._attach(path, name)
 
     def log_artifacts(self, folder: str, name: str) -> None:
         """Attach the files of a local folder, as a folder of that name."""

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from drivers import REPOSITORY, finished
+
 SECONDS = 240
 
 
-def study(*overrides: str) -> dict:
-    command = [sys.executable, "jobs/study.py", *overrides]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return json.loads(ran.stdout.strip().splitlines()[-1])
+study = partial(finished, "study", seconds=SECONDS)
 
 
 @pytest.mark.ray

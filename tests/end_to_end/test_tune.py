@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import csv
-import json
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from distmetric.training.checkpoint import read_checkpoint
+from drivers import finished
 
-REPOSITORY = Path(__file__).parents[2]
 SECONDS = 600
 STEPS = 1500  # so many that a trial is stopped, which takes a few seconds, well before the last one
 
 
-def tune(*overrides: str) -> dict:
-    command = [sys.executable, "jobs/tune.py", *overrides]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    # Of this process; Ray ends its own with a signal, and what that interrupts may say so behind a prefix.
-    assert not any(line.startswith("Traceback") for line in ran.stderr.splitlines()), ran.stderr[-3000:]
-    return json.loads(ran.stdout.strip().splitlines()[-1])
+tune = partial(finished, "tune", seconds=SECONDS)
 
 
 @pytest.mark.ray

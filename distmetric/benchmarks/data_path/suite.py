@@ -32,10 +32,6 @@ class DataSuite(Suite):
             for threads in sorted({1, threads_of(job)})
         ]
 
-    def known(self, spec: DataSpec, done: Sequence[DataOutcome]) -> DataOutcome | None:  # noqa: ARG002
-        """None: every cell has to be run."""
-        return None
-
     def label(self, spec: DataSpec) -> str:
         """A cell in words."""
         return table.label(spec)

@@ -62,10 +62,6 @@ class KernelSuite(Suite):
             for way in ways
         ]
 
-    def known(self, spec: KernelSpec, done: Sequence[KernelOutcome]) -> KernelOutcome | None:  # noqa: ARG002
-        """Nothing is."""
-        return None
-
     def label(self, spec: KernelSpec) -> str:
         """A cell in words."""
         return f"{spec.work} by {spec.way}, N = {spec.size}, D = {spec.dim}, {spec.precision}"

@@ -39,10 +39,6 @@ class ScalingSuite(Suite):
             *(ScalingSpec(*("build", times * sizes[-1]), steps=job.steps) for times in _ROWS_PER_IMAGE),
         ]
 
-    def known(self, spec: ScalingSpec, done: Sequence[ScalingOutcome]) -> ScalingOutcome | None:  # noqa: ARG002
-        """Nothing is known of a cell before it has run."""
-        return None
-
     def label(self, spec: ScalingSpec) -> str:
         """A cell in words."""
         return table.label(spec)

@@ -43,10 +43,6 @@ class TrainingSuite(Suite):
             specs += [self._spec(job, what, "conv", sizes[0]) for what in ("index", "startup")]
         return specs
 
-    def known(self, spec: TrainingSpec, done: Sequence[TrainingOutcome]) -> TrainingOutcome | None:  # noqa: ARG002
-        """Nothing is known of a cell before it has run."""
-        return None
-
     def label(self, spec: TrainingSpec) -> str:
         """A cell in words."""
         return table.label(spec)

@@ -96,7 +96,7 @@ class BenchmarkJob:
         """
         for each in fields(self):
             suites = each.metadata.get("suites", (self.suite,))
-            if self.suite not in suites and getattr(self, each.name) != _default(each):
+            if self.suite not in suites and self._given(each.name):
                 raise ValueError(
                     f"{each.name} belongs to suite={' or '.join(suites)}: leave it out with suite={self.suite}"
                 )
@@ -136,11 +136,10 @@ class BenchmarkJob:
                     )
 
     def _check_ranks(self) -> None:
-        for name in ("device", "threads", "memory_limit_gib"):
-            if getattr(self, name) != BenchmarkJob.__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"{name} is not for suite={self.suite}, whose processes have one CPU thread each: leave it out"
-                )
+        for name in self._given("device", "threads", "memory_limit_gib"):
+            raise ValueError(
+                f"{name} is not for suite={self.suite}, whose processes have one CPU thread each: leave it out"
+            )
 
     def _check_data(self) -> None:
         if self.images == []:
@@ -151,11 +150,8 @@ class BenchmarkJob:
                 raise ValueError(
                     f"sizes={size} is wrong: give multiples of 4 from 8 on, four images of a class"
                 )
-        for name in ("device", "memory_limit_gib"):
-            if getattr(self, name) != BenchmarkJob.__dataclass_fields__[name].default:
-                raise ValueError(
-                    f"{name} is for what computes with embeddings, not for suite=data: leave it out"
-                )
+        for name in self._given("device", "memory_limit_gib"):
+            raise ValueError(f"{name} is for what computes with embeddings, not for suite=data: leave it out")
 
     def _check_kernels(self) -> None:
         if min(self.sizes or [8]) < 8:
@@ -167,9 +163,8 @@ class BenchmarkJob:
         for name in ("seconds", "faults_per_minute"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} is wrong: give a number above 0")
-        for each in fields(self):
-            if each.name in _OF_CELLS and getattr(self, each.name) != _default(each):
-                raise ValueError(f"{each.name} is for what is measured, not for suite=soak: leave it out")
+        for name in self._given(*_OF_CELLS):
+            raise ValueError(f"{name} is for what is measured, not for suite=soak: leave it out")
 
     def _check_index(self) -> None:
         if self.methods == []:
@@ -178,19 +173,22 @@ class BenchmarkJob:
             1, dim=self.dim, per_class=self.per_class, k=self.k, probes=self.probes, lists=self.lists
         )
         check_not_negative(spread=self.spread)
-        drawn = ("sizes", "dim", "per_class", "spread")
-        for each in fields(self):
-            if (
-                self.embeddings is not None
-                and each.name in drawn
-                and getattr(self, each.name) != _default(each)
-            ):
-                raise ValueError(f"{each.name} is that of embeddings={self.embeddings}: leave it out")
+        if self.embeddings is not None:
+            for name in self._given("sizes", "dim", "per_class", "spread"):
+                raise ValueError(f"{name} is that of embeddings={self.embeddings}: leave it out")
         for size in self.sizes or ():
             if size <= self.per_class:
                 raise ValueError(
                     f"sizes={size} is too small: two classes need more than per_class={self.per_class} rows"
                 )
+
+    def _given(self, *names: str) -> list[str]:
+        """Those of some settings that do not have their default."""
+        return [
+            each.name
+            for each in fields(self)
+            if each.name in names and getattr(self, each.name) != _default(each)
+        ]
 
 
 def _default(of: Field[Any]) -> Any:

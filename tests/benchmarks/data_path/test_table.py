@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import machines
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.data_path.measure import DataMeasurement, DataSpec
 from distmetric.benchmarks.data_path.sets import SETS
@@ -14,19 +15,9 @@ from distmetric.config.compose import load
 from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ConfigError
 
-MACHINE = {
+MACHINE = machines.MACHINE | {
     "date": "2026-11-30 12:00 UTC",
     "command": "python jobs/benchmark.py suite=data",
-    "commit": "abc",
-    "cpu": "Some CPU",
-    "cores": 2,
-    "threads": 2,
-    "device": "cpu",
-    "gpu": "",
-    "system": "Linux x86_64",
-    "python": "3.11.7",
-    "torch": "2.13.0",
-    "distmetric": "0.1.0",
     "pillow": "12.0",
 }
 # A batch of 100 images: 0.8 s of two cores, of which the loader makes 0.5 s.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import machines
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.index.measure import IndexMeasurement, IndexSpec
 from distmetric.benchmarks.index.predict import predict
@@ -20,21 +21,7 @@ from distmetric.config.jobs import BenchmarkJob
 from distmetric.index import scale
 
 MIB = 1 << 20
-MACHINE: dict[str, Any] = {
-    "date": "2026-11-23 12:00 UTC",
-    "command": "python jobs/benchmark.py suite=index",
-    "commit": "abc",
-    "cpu": "Some CPU",
-    "cores": 2,
-    "threads": 2,
-    "device": "cpu",
-    "gpu": "",
-    "system": "Linux x86_64",
-    "python": "3.11.7",
-    "torch": "2.13.0",
-    "distmetric": "0.1.0",
-    "faiss": "1.15.1",
-}
+MACHINE = machines.MACHINE | {"command": "python jobs/benchmark.py suite=index", "faiss": "1.15.1"}
 
 
 def job(*overrides: str) -> BenchmarkJob:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import machines
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec
 from distmetric.benchmarks.losses.suite import LossSuite
@@ -14,21 +15,7 @@ from distmetric.benchmarks.losses.table import markdown
 from distmetric.benchmarks.run import metrics
 from distmetric.benchmarks.table import summary, to_dict
 
-MACHINE = {
-    "date": "2026-11-23 12:00 UTC",
-    "command": "python jobs/benchmark.py",
-    "commit": "abc",
-    "cpu": "Some CPU",
-    "cores": 2,
-    "threads": 2,
-    "device": "cpu",
-    "gpu": "",
-    "system": "Linux x86_64",
-    "python": "3.11.7",
-    "torch": "2.13.0",
-    "distmetric": "0.1.0",
-    "pytorch-metric-learning": "2.9.0",
-}
+MACHINE = machines.MACHINE | {"pytorch-metric-learning": "2.9.0"}
 MIB = 1 << 20
 
 

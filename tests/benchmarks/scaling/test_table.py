@@ -16,20 +16,8 @@ from distmetric.config.jobs import BenchmarkJob
 from distmetric.config.jobs.assumed_cluster import AssumedCluster
 from distmetric.errors import ConfigError
 from distmetric.index.scale import IndexSize, Speed, build_seconds
+from machines import MACHINE
 
-MACHINE = {
-    "cpu": "a processor",
-    "cores": 2,
-    "threads": 1,
-    "gpu": "",
-    "system": "Linux",
-    "python": "3.11",
-    "torch": "2.13",
-    "distmetric": "0.1",
-    "date": "today",
-    "commit": "abc",
-    "command": "python",
-}
 COSTS = {
     "trunk": Cost(1e-10, 1e-3),
     "pair": Cost(6e-10, 2e-3),

@@ -7,20 +7,7 @@ import pytest
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.training.measure import TrainingMeasurement, TrainingSpec
 from distmetric.benchmarks.training.table import label, markdown, summary
-
-MACHINE = {
-    "cpu": "a processor",
-    "cores": 2,
-    "threads": 1,
-    "gpu": "",
-    "system": "Linux",
-    "python": "3.11",
-    "torch": "2.13",
-    "distmetric": "0.1",
-    "date": "today",
-    "commit": "abc",
-    "command": "python",
-}
+from machines import MACHINE
 
 
 def beside(*ranks: tuple[list[float], list[float]]) -> Outcome:
