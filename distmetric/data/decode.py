@@ -248,31 +248,28 @@ class ImageStore:
 
     def _decoded_once(self, rows: npt.NDArray[np.int64], shared: bool) -> Pixels:
         progress = Progress("images decoded", total=len(rows))
-        if shared:
-            try:
-                pixels = self._decoded_together(rows, progress.update)
-                progress.close()
-                return pixels
-            except OSError as error:
-                log.warning("every worker decodes images for itself: %s", error)
-        pixels = np.empty((len(rows), *self.image_shape), np.uint8)
-        self._decode(rows, pixels, np.arange(len(rows)), progress.update)
+        pixels = self._decoded_together(rows, progress.update) if shared else None
+        if pixels is None:
+            pixels = self._decoded(rows, progress.update)
         progress.close()
         return pixels
 
-    def _decoded_together(self, rows: npt.NDArray[np.int64], done: Callable[[int], None]) -> Pixels:
-        digest = hashlib.sha256(rows.tobytes()).hexdigest()
-        code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
-        key = f"{self.catalog.fingerprint} {digest} {code} {PILLOW}"
-        self._file = PixelFile(key, (len(rows), *self.image_shape))
+    def _decoded_together(self, rows: npt.NDArray[np.int64], done: Callable[[int], None]) -> Pixels | None:
+        """Pixels that the processes of this machine share; None where that cannot be."""
+        try:
+            digest = hashlib.sha256(rows.tobytes()).hexdigest()
+            code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+            key = f"{self.catalog.fingerprint} {digest} {code} {PILLOW}"
+            self._file = PixelFile(key, (len(rows), *self.image_shape))
+            return self._file.fill(lambda part: self._decoded(rows[part]), done)
+        except OSError as error:
+            log.warning("every worker decodes images for itself: %s", error)
+            return None
 
-        def decode(part: slice) -> Pixels:
-            wanted = rows[part]
-            pixels = np.empty((len(wanted), *self.image_shape), np.uint8)
-            self._decode(wanted, pixels, np.arange(len(wanted)))
-            return pixels
-
-        return self._file.fill(decode, done)
+    def _decoded(self, rows: npt.NDArray[np.int64], done: Callable[[int], None] | None = None) -> Pixels:
+        pixels = np.empty((len(rows), *self.image_shape), np.uint8)
+        self._decode(rows, pixels, np.arange(len(rows)), done)
+        return pixels
 
     @property
     def held_bytes(self) -> int:

@@ -227,9 +227,14 @@ def class_name(code_point: int) -> str:
     return f"U+{code_point:04X} {unicodedata.name(chr(code_point), 'UNNAMED')}"
 
 
+def group_name(code_point: int) -> str:
+    """First word of the character's Unicode name."""
+    return unicodedata.name(chr(code_point), "UNNAMED").split()[0]
+
+
 def _draw_class(writer: CatalogWriter, pens: list[_Pen], members: list[int]) -> None:
     name = class_name(members[0])
-    group = unicodedata.name(chr(members[0]), "UNNAMED").split()[0]
+    group = group_name(members[0])
     for pen in pens:
         shown = next((code_point for code_point in members if code_point in pen.face.code_points), None)
         if shown is None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import math
-import unicodedata
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +15,15 @@ from PIL import Image, ImageDraw
 
 from distmetric.data.catalog import Catalog
 from distmetric.data.catalog_writer import CatalogWriter
-from distmetric.data.glyphs import Face, check_glyphs, class_name, digest_of, find_classes, find_faces
+from distmetric.data.glyphs import (
+    Face,
+    check_glyphs,
+    class_name,
+    digest_of,
+    find_classes,
+    find_faces,
+    group_name,
+)
 from distmetric.data.splits import by_ratio
 from distmetric.errors import InputError
 from distmetric.progress import Progress
@@ -116,16 +122,6 @@ def _key(*parts: int) -> int:
     return int.from_bytes(digest_of(*parts), "little")
 
 
-@dataclass(frozen=True)
-class _Motion:
-    """One tracklet's motion: its names, and what is hidden in which frames."""
-
-    motion: str
-    speed: str
-    angle: int
-    hidden: bool
-
-
 def _draw_tracklet(
     writer: CatalogWriter,
     pens: list[_Pen],
@@ -137,35 +133,34 @@ def _draw_tracklet(
     able = [pen for pen in pens if pen.face.code_points & set(members)]
     pen = able[random.integers(len(able))]
     shown = next(code_point for code_point in members if code_point in pen.face.code_points)
-    move = _Motion(
-        list(MOTIONS)[random.integers(len(MOTIONS))],
-        list(SPEEDS)[random.integers(len(SPEEDS))],
-        ANGLES[random.integers(len(ANGLES))],
-        bool(random.integers(2)),
-    )
+    motion = list(MOTIONS)[random.integers(len(MOTIONS))]
+    speed = list(SPEEDS)[random.integers(len(SPEEDS))]
+    turned = ANGLES[random.integers(len(ANGLES))]
+    is_hidden = bool(random.integers(2))
     side, first_hidden = int(random.integers(4)), int(random.integers(frames - frames // 2 + 1))
     tracklet = f"U+{members[0]:04X}/{number}"
+    attributes = {
+        "motion": motion,
+        "speed": speed,
+        "angle": str(turned),
+        "hidden": "yes" if is_hidden else "no",
+        **pen.face.style.attributes(),
+    }
     for frame in range(frames):
-        in_front = side if move.hidden and first_hidden <= frame < first_hidden + frames // 2 else None
-        along = SPEEDS[move.speed] * (frame / (frames - 1) - 0.5)
-        across, down = (along * part + _JITTER * random.uniform(-1, 1) for part in MOTIONS[move.motion])
-        angle = move.angle + _WOBBLE * random.uniform(-1, 1)
+        in_front = side if is_hidden and first_hidden <= frame < first_hidden + frames // 2 else None
+        along = SPEEDS[speed] * (frame / (frames - 1) - 0.5)
+        across, down = (along * part + _JITTER * random.uniform(-1, 1) for part in MOTIONS[motion])
+        angle = turned + _WOBBLE * random.uniform(-1, 1)
         buffer = io.BytesIO()
         pen.draw(shown, across, down, angle, in_front).save(buffer, "PNG", compress_level=1)
         writer.add(
             buffer.getvalue(),
             class_name(members[0]),
-            group=unicodedata.name(chr(members[0]), "UNNAMED").split()[0],
+            group=group_name(members[0]),
             path=f"{pen.face.style.file}/{tracklet}/{frame}",
             width=pen.size,
             height=pen.size,
-            attributes={
-                "motion": move.motion,
-                "speed": move.speed,
-                "angle": str(move.angle),
-                "hidden": "yes" if move.hidden else "no",
-                **pen.face.style.attributes(),
-            },
+            attributes=attributes,
             tracklet=tracklet,
             frame=frame,
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 
 from distmetric.data.decode import BadImageError
 from distmetric.data.entries import Entry, Tree
@@ -24,8 +24,6 @@ from distmetric.errors import InputError
 MAX_IMAGE_BYTES = 64 << 20
 # A source that was counted stays open, and a process may have only so many open files.
 _MOST_COUNTED = 64
-
-_LayoutReader = Callable[[Tree], Mapping[str, Labels]]
 
 
 class Sources:
@@ -59,10 +57,10 @@ class Sources:
                 "tracklet_folders=true, but a layout says what its folders are; leave one of them out"
             )
         if layouts:
-            readers = _layout_readers(layouts, len(sources), manifest)
+            chosen = _chosen_layouts(layouts, len(sources), manifest)
             self._sources: list[_TreeSource | ParquetSource] = [
-                _LayoutSource(_tree_place(source), reader, limit)
-                for source, reader in zip(sources, readers, strict=True)
+                _LayoutSource(_tree_place(source), layout, manifest, limit)
+                for source, layout in zip(sources, chosen, strict=True)
             ]
         else:
             self._rows = None if manifest is None else read_manifest(manifest)
@@ -110,8 +108,8 @@ class Sources:
         return total
 
 
-def _layout_readers(layouts: Sequence[str], count: int, manifest: str | None) -> list[_LayoutReader]:
-    """What reads the files of each source.
+def _chosen_layouts(layouts: Sequence[str], count: int, manifest: str | None) -> list[Layout]:
+    """What says what the files of each source are.
 
     Raises:
         InputError: A layout is unknown, there are not as many as sources, or not one of them takes the manifest.
@@ -129,13 +127,7 @@ def _layout_readers(layouts: Sequence[str], count: int, manifest: str | None) ->
             if not takers
             else f"manifest={manifest}: {len(takers)} sources have such a list; ingest them one by one"
         )
-    return [
-        partial(_read_layout, LAYOUTS[name], manifest if LAYOUTS[name].annotation else None) for name in names
-    ]
-
-
-def _read_layout(layout: Layout, annotation: str | None, tree: Tree) -> Mapping[str, Labels]:
-    return layout.read(LayoutFiles(tree, annotation))
+    return [LAYOUTS[name] for name in names]
 
 
 def _tree_place(source: str) -> Place:
@@ -209,9 +201,9 @@ class _TreeSource:
 class _LayoutSource(_TreeSource):
     """A published data set, of which its own files say what the others show."""
 
-    def __init__(self, place: Place, read: _LayoutReader, limit: int) -> None:
+    def __init__(self, place: Place, layout: Layout, manifest: str | None, limit: int) -> None:
         super().__init__(place, None, limit)
-        self._rows = read(self._tree)
+        self._rows = layout.read(LayoutFiles(self._tree, manifest if layout.annotation else None))
 
     def count(self) -> int:
         return len(self._rows or ())

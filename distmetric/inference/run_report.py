@@ -168,11 +168,10 @@ def _examples(config: Config, checkpoint: Checkpoint, catalog: Catalog) -> dict[
     trusted = config.allow_custom_targets
     embedder, _ = load_embedder(checkpoint, device, allow_custom_targets=trusted)
     rows = _whole_classes(split_rows(config, catalog, config.data.test_split), catalog.labels, config.seed)
-    # Clips are shown by their first frames.
-    pictures = ImageStore(catalog, config.model.image_sides, config.model.channels, memory_limit_bytes=0)
-    embeddings = embed(
-        embedder.float(), sample_store(config, catalog, rows), rows, config.eval.batch_size, device
-    )
+    store = pictures = sample_store(config, catalog, rows)
+    if not isinstance(pictures, ImageStore):  # clips are shown by their first frames
+        pictures = ImageStore(catalog, config.model.image_sides, config.model.channels, memory_limit_bytes=0)
+    embeddings = embed(embedder.float(), store, rows, config.eval.batch_size, device)
     attributes = {name: catalog.attribute(name)[rows].tolist() for name in catalog.attribute_names}
     return {
         "embeddings": embeddings.cpu().numpy(),

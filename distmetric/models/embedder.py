@@ -13,7 +13,13 @@ from distmetric.models.norm import Norm
 from distmetric.models.pooling import pooling_layer
 from distmetric.models.probe import dry_run
 from distmetric.models.spec import Head, Pooling, Temporal
-from distmetric.models.temporal import AttentionOverTime, AttributeAttention, MeanOverTime, divided
+from distmetric.models.temporal import (
+    AttentionOverTime,
+    AttributeAttention,
+    MeanOverTime,
+    by_attribute,
+    divided,
+)
 
 
 class Embedder(nn.Module):
@@ -187,9 +193,7 @@ class Embedder(nn.Module):
         if self.attribute_head is None:
             return {}
         seen = features.detach() if self.attributes_detached else features
-        widths = [len(values) for values in self.attribute_values.values()]
-        logits = torch.split(at_least_float32(self.attribute_head(seen)), widths, 1)
-        return dict(zip(self.attribute_values, logits, strict=True))
+        return by_attribute(self.attribute_head(seen), self.attribute_values)
 
     def _standardize(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or (self.channels and images.shape[1] not in (1, self.channels)):

@@ -109,9 +109,13 @@ class AttributeRecognizer(nn.Module):
 
     def logits(self, vectors: Tensor) -> dict[str, Tensor]:
         """Logits of each attribute by name, from the pooled maps (B, P) under the group's attention."""
-        widths = [len(values) for values in self.attribute_values.values()]
-        found = torch.split(at_least_float32(self.classify(vectors.relu())), widths, 1)
-        return dict(zip(self.attribute_values, found, strict=True))
+        return by_attribute(self.classify(vectors.relu()), self.attribute_values)
+
+
+def by_attribute(logits: Tensor, attribute_values: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
+    """Logits of all attributes side by side, (B, sum of V), as (B, V) each by name; float32 or wider."""
+    widths = [len(values) for values in attribute_values.values()]
+    return dict(zip(attribute_values, torch.split(at_least_float32(logits), widths, 1), strict=True))
 
 
 class AttributeAttention(nn.Module):
