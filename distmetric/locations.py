@@ -61,6 +61,16 @@ def put_in_place(filesystem: fs.FileSystem, path: str) -> Iterator[str]:
         raise
 
 
+def put_bytes(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
+    """Have a file of these bytes at `path`, whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
+        stream.write(data)
+
+
 def make_folder(filesystem: fs.FileSystem, path: str) -> None:
     """Make a folder and those above it; locally, when this returns they are on the disk.
 
@@ -122,8 +132,7 @@ def write_document(location: str, document: Mapping[str, Any]) -> None:
     """
     filesystem, path = open_location(location)
     make_folder(filesystem, path.rpartition("/")[0])
-    with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
-        stream.write(sealed(document))
+    put_bytes(filesystem, path, sealed(document))
 
 
 def read_document(location: str) -> dict[str, Any]:
@@ -144,13 +153,8 @@ def write_text(location: str, text: str, fix: str) -> None:
     Raises:
         ResourceError: If it cannot be written, with the fix.
     """
-    filesystem, path = open_location(location)
-    with (
-        writing(location, fix),
-        put_in_place(filesystem, path) as target,
-        filesystem.open_output_stream(target) as stream,
-    ):
-        stream.write(text.encode())
+    with writing(location, fix):
+        put_bytes(*open_location(location), text.encode())
 
 
 def check_writable(location: str) -> None:

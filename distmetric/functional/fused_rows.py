@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from distmetric.functional.distances import Distance
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.label_bands import label_ranges
+from distmetric.functional.label_bands import inverse, label_ranges
 from distmetric.functional.pair_blocks import REFINE_BELOW
 
 Counted = Literal["others", "negatives"]
@@ -233,9 +233,7 @@ class _TiledPairs:
         own = torch.full_like(anchor_order, -1)
         column_own = torch.full_like(order, -1)
         if batch.anchor_index is not None:
-            position = torch.empty_like(order)
-            position[order] = torch.arange(len(order), device=order.device)
-            own = position[batch.anchor_index[anchor_order]]
+            own = inverse(order)[batch.anchor_index[anchor_order]]
             column_own[own] = torch.arange(len(own), device=own.device)
         # A common origin makes rounding errors smallest; narrow rows stay what they are, since products of them are
         # exact and near pairs are taken from differences anyway.
@@ -339,7 +337,6 @@ class _TiledPairs:
         )
         if whole or not needs_columns:
             return to_anchors, None
-        nothing = torch.zeros_like(self.columns.constant)
         return to_anchors, gradient(
             self.columns, self.anchors, nothing, nothing, *of_anchors, left_sums=False, right_sums=True
         )

@@ -12,12 +12,22 @@ def label_ranges(labels: Tensor, sorted_labels: Tensor) -> tuple[Tensor, Tensor]
     return first, torch.searchsorted(sorted_labels, labels, right=True)
 
 
-def expanded_ranges(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """Write out ranges first_i .. last_i - 1: for each of their members i, ascending, and the member itself."""
+def expanded_ranges(first: Tensor, last: Tensor, total: int | None = None) -> tuple[Tensor, Tensor]:
+    """Write out ranges first_i .. last_i - 1: for each of their members i, ascending, and the member itself.
+
+    No GPU is waited for where the `total` number of members is known on the host.
+    """
     count = last - first
-    ranges = torch.repeat_interleave(torch.arange(len(first), device=first.device), count)
+    ranges = torch.repeat_interleave(torch.arange(len(first), device=first.device), count, output_size=total)
     within = torch.arange(len(ranges), device=first.device) - (count.cumsum(0) - count)[ranges]
     return ranges, first[ranges] + within
+
+
+def inverse(order: Tensor) -> Tensor:
+    """At which place of a permutation each number is."""
+    places = torch.empty_like(order)
+    places[order] = torch.arange(len(order), device=order.device)
+    return places
 
 
 def positive_columns(labels: Tensor, column_labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from distmetric.functional.distances import Distance, pair_chunks, paired_distances
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.label_bands import label_ranges
+from distmetric.functional.label_bands import expanded_ranges, inverse, label_ranges
+from distmetric.functional.pair_blocks import host_ranges
 
 # Up to here a list of positive pairs takes less memory than two blocks of distances.
 MOST_PER_ROW = 64
@@ -36,25 +36,17 @@ def few_positive_pairs(batch: JointBatch) -> PositivePairs | None:
 
     No GPU is waited for where the batch's labels are known on the host.
     """
-    known = batch.on_host()
-    sorted_known = np.sort(known.columns)
-    same = np.searchsorted(sorted_known, known.anchors, "right") - np.searchsorted(
-        sorted_known, known.anchors
-    )
+    known_first, known_last = host_ranges(batch)
     own = 0 if batch.anchor_index is None else 1
-    total = int(same.sum()) - own * len(same)
-    if total > MOST_PER_ROW * max(len(known.anchors), len(known.columns)):
+    total = int((known_last - known_first).sum()) - own * len(known_first)
+    if total > MOST_PER_ROW * max(len(batch.anchors), len(batch.columns)):
         return None
     sorted_labels, order = torch.sort(batch.column_labels, stable=True)
     first, last = label_ranges(batch.labels, sorted_labels)
-    counts, device = last - first - own, order.device
-    anchors = torch.repeat_interleave(torch.arange(len(counts), device=device), counts, output_size=total)
-    places = first[anchors] + torch.arange(total, device=device) - (counts.cumsum(0) - counts)[anchors]
+    anchors, places = expanded_ranges(first, last - own, total)
     if batch.anchor_index is not None:
-        position = torch.empty_like(order)
-        position[order] = torch.arange(len(order), device=device)
         # The anchor itself, which lies among its like, is stepped over.
-        places += places >= position[batch.anchor_index][anchors]
+        places += places >= inverse(order)[batch.anchor_index][anchors]
     return PositivePairs(anchors, order[places], len(order) - (last - first))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distmetric.functional.distances import Distance, pair_chunks, row_blocks
 from distmetric.functional.joint_batch import JointBatch
-from distmetric.functional.label_bands import label_ranges
+from distmetric.functional.label_bands import inverse, label_ranges
 
 # A Gram matrix gives squared distances with an error of some eps |x|^2. Below this fraction of the mean |x|^2 that
 # is too much of them, and they are computed again from differences, as long as that costs less than the matrix.
@@ -118,7 +118,7 @@ class SortedPairs:
         sorted_labels, self.order = torch.sort(batch.column_labels, stable=True)
         self.anchor_order = torch.argsort(batch.labels, stable=True)
         self._first, self._last = label_ranges(batch.labels[self.anchor_order], sorted_labels)
-        self._host_first, self._host_last = _host_ranges(batch)
+        self._host_first, self._host_last = host_ranges(batch)
         self._own = _own_positions(batch, self.anchor_order, self.order)
         self.anchors = batch.anchors.detach()[self.anchor_order]
         self.columns = batch.columns.detach()[self.order]
@@ -226,9 +226,9 @@ class SortedPairs:
             block.distances.sqrt_()
 
 
-def _host_ranges(batch: JointBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def host_ranges(batch: JointBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the label of each sorted anchor begins and ends among sorted columns, for the host: it sets the bands."""
-    labels, column_labels = (np.sort(known, kind="stable") for known in batch.on_host())
+    labels, column_labels = (np.sort(known) for known in batch.on_host())
     return np.searchsorted(column_labels, labels), np.searchsorted(column_labels, labels, side="right")
 
 
@@ -236,6 +236,4 @@ def _own_positions(batch: JointBatch, anchor_order: Tensor, order: Tensor) -> Te
     """Where each sorted anchor is among the sorted columns."""
     if batch.anchor_index is None:
         return None
-    position = torch.empty_like(order)
-    position[order] = torch.arange(len(order), device=order.device)
-    return position[batch.anchor_index[anchor_order]]
+    return inverse(order)[batch.anchor_index[anchor_order]]

@@ -10,7 +10,7 @@ from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
 from distmetric.index.snapshot import NeighborSnapshot
-from distmetric.locations import make_folder, open_location, put_in_place, reason, sealed, unsealed
+from distmetric.locations import make_folder, open_location, put_bytes, reason, sealed, unsealed
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,7 @@ class SnapshotStore:
         filesystem, path = open_location(location)
         try:
             make_folder(filesystem, path.rpartition("/")[0])
-            with put_in_place(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
-                stream.write(sealed({"round": round, "version": version}))
+            put_bytes(filesystem, path, sealed({"round": round, "version": version}))
         except OSError as error:
             raise ResourceError(
                 f"{location} cannot be written ({reason(error)}): "

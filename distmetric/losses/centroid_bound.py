@@ -125,7 +125,9 @@ class CentroidBoundLoss(ClassSharded, MetricLoss):
             self.register_buffer(name, weight.to(self.centroids.device), persistent=False)
 
     def shard(self, rank: int, world_size: int) -> None:
-        """Keep the centroids and weights of this rank's share of the classes, and drop the others.
+        """Keep the centroids of this rank's share of the classes, and drop the others.
+
+        What a row's own class pushes with, a number a class, stays whole: rows of all classes are compared here.
 
         Loss and gradients stay what they are without: every rank compares the joint batch with its centroids.
 
@@ -134,7 +136,7 @@ class CentroidBoundLoss(ClassSharded, MetricLoss):
         """
         self._take_share(rank, world_size)
         own = slice(self.own_classes.start, self.own_classes.stop)
-        for name in ("centroids", "_pull", "_push", "_share"):
+        for name in ("centroids", "_pull", "_share"):
             setattr(self, name, self.get_buffer(name)[own].clone())
 
     def parts(self, batch: JointBatch) -> list[LossTerm]:
@@ -158,14 +160,10 @@ class CentroidBoundLoss(ClassSharded, MetricLoss):
         places = labels - self.own_classes.start
         here = (places >= 0) & (places < len(centroids))
         nearest = places.clamp(0, len(centroids) - 1)
-        push = torch.where(here, self._push[nearest], 0.0)
-        if not self.has_all_classes:
-            assert batch.sum_ranks is not None
-            push = batch.sum_ranks(push)
         classes = torch.arange(len(centroids), device=rows.device)
         known = HostLabels(on_host - self.own_classes.start, np.arange(len(centroids)))
         against = JointBatch(rows, places, centroids, classes, None, host_labels=known)
-        pushes = sum_rows(against, self.distance, partial(self._pushes, push))
+        pushes = sum_rows(against, self.distance, partial(self._pushes, self._push[labels]))
         # By differences: a product rounds, and the direction to a centroid that is all but reached would be lost.
         near = paired_distances(rows, centroids[nearest], self.distance)
         pull = torch.where(here, near * self._pull.to(near.dtype)[nearest], 0.0).sum()

@@ -193,8 +193,10 @@ class ClassLoss(ClassSharded, MetricLoss):
         weight, labels = self.weight, batch.column_labels - own.start
         if self._rate == 1 or not self.training:
             labels = torch.where((labels >= 0) & (labels < len(own)), labels, -1)
-            known = batch.on_host().columns - own.start
-            known = np.where((known >= 0) & (known < len(own)), known, -1)
+            known = None
+            if batch.host_labels is not None:
+                known = batch.host_labels.columns - own.start
+                known = np.where((known >= 0) & (known < len(own)), known, -1)
             return ClassVectors(unit_length(weight.to(batch.anchors.dtype)), labels, len(own), known)
         nearest = None if self._nearest is None else self._nearest()
         kept = kept_classes(

@@ -23,7 +23,7 @@ import torch
 from pyarrow import fs
 
 from distmetric.errors import InputError, ResourceError
-from distmetric.locations import make_folder, open_location, put_in_place, reason, sealed
+from distmetric.locations import make_folder, open_location, put_bytes, reason, sealed
 from distmetric.training.checkpoint_folder import (
     FORMAT,
     INSTEAD,
@@ -102,7 +102,7 @@ class CheckpointStore:
         data = _tensor_bytes(tensors)
         file = digest_named(f"{name}.pt", hashlib.sha256(data).hexdigest())
         try:
-            _put(*open_location(f"{self._folder(step)}/{file.name}"), data)
+            put_bytes(*open_location(f"{self._folder(step)}/{file.name}"), data)
         except OSError as error:
             raise self._unwritable(step, error) from None
         return file
@@ -144,7 +144,7 @@ class CheckpointStore:
             manifest = sealed({"format": FORMAT, "version": meta.get("version"), "files": digests})
             make_folder(filesystem, path)
             for name, data in [*zip(own, contents.values(), strict=True), (MANIFEST, manifest)]:
-                _put(filesystem, f"{path}/{name}", data)
+                put_bytes(filesystem, f"{path}/{name}", data)
         except OSError as error:
             with suppress(OSError):  # half a checkpoint takes space that may be what is missing
                 self._tidy(step)
@@ -355,14 +355,6 @@ def _none_left(location: str, refused: Sequence[InputError]) -> str:
         f"none of the {len(refused)} checkpoints in {location} can be used ({which}), and the run does not begin again "
         "by itself: bring one back from a copy, or start a new run with another name"
     )
-
-
-def _put(filesystem: fs.FileSystem, path: str, data: bytes) -> None:
-    with (
-        put_in_place(filesystem, path) as target,
-        filesystem.open_output_stream(target) as stream,
-    ):
-        stream.write(data)
 
 
 def _stored_file(what: str, data: bytes, taken: Mapping[str, str]) -> StoredFile:

@@ -155,8 +155,7 @@ def stored_name(what: str, digest: str, taken: Mapping[str, str]) -> str:
         digest: Its SHA-256.
         taken: SHA-256 by name of what is there.
     """
-    stem, _, kind = what.partition(".")
-    return what if taken.get(what, digest) == digest else f"{stem}.{digest[:_DIGITS]}.{kind}"
+    return what if taken.get(what, digest) == digest else digest_named(what, digest).name
 
 
 def digest_named(what: str, digest: str) -> StoredFile:

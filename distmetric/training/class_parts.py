@@ -19,7 +19,7 @@ from distmetric.distributed.replica import Replica
 from distmetric.errors import UserError
 from distmetric.losses.class_shards import ClassRows, class_rows
 from distmetric.training.checkpoint import CheckpointStore
-from distmetric.training.checkpoint_folder import Checkpoint, StoredFile, digest_named
+from distmetric.training.checkpoint_folder import PART, Checkpoint, StoredFile, digest_named
 from distmetric.training.claim import RunWriter
 
 PART_BYTES = 256 << 20
@@ -189,12 +189,12 @@ def _has_rows(value: Any, tensor: Tensor) -> bool:
 
 
 def _name(classes: range) -> str:
-    return f"classes_{classes.start}_{classes.stop}"
+    return f"{PART}{classes.start}_{classes.stop}"
 
 
 def _stored(checkpoint: Checkpoint) -> list[range]:
     """Of which classes a checkpoint has parts, in their order."""
-    names = (re.fullmatch(r"classes_(\d+)_(\d+)\.pt", name) for name in checkpoint.files)
+    names = (re.fullmatch(rf"{PART}(\d+)_(\d+)\.pt", name) for name in checkpoint.files)
     found = [range(int(match[1]), int(match[2])) for match in names if match]
     return sorted(found, key=lambda classes: classes.start)
 

@@ -116,20 +116,16 @@ def clip_gradients(
     """
     trained = list(parameters)
     sharded = [parameter for parameter in trained if isinstance(parameter, ShardedParameter)]
-    if not sharded or replica is None or replica.world_size == 1:
-        return _clipped(trained, clip_norm, _norm(trained))
-    whole = [parameter for parameter in trained if not isinstance(parameter, ShardedParameter)]
-    of_shards, of_whole = _norm(sharded), _norm(whole)
-    norm = (of_whole.double() ** 2 + replica.sum_(of_shards.double() ** 2)).sqrt().to(of_shards.dtype)
-    return _clipped(trained, clip_norm, norm)
+    if sharded and replica is not None and replica.world_size > 1:
+        of_shards = _norm(sharded)
+        of_whole = _norm(parameter for parameter in trained if not isinstance(parameter, ShardedParameter))
+        norm = (of_whole.double() ** 2 + replica.sum_(of_shards.double() ** 2)).sqrt().to(of_shards.dtype)
+    else:
+        norm = _norm(trained)
+    if clip_norm is not None:  # where there is no limit, not even by 1, which would write all of them again
+        torch.nn.utils.clip_grads_with_norm_(trained, clip_norm, norm)
+    return norm
 
 
 def _norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-
-
-def _clipped(parameters: list[nn.Parameter], clip_norm: float | None, norm: torch.Tensor) -> torch.Tensor:
-    """Scale gradients of a known norm; where there is no limit, not even by 1, which would write all of them again."""
-    if clip_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-    return norm

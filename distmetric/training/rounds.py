@@ -169,16 +169,13 @@ class Rounds:
 
     def _agreed(self, number: int, step: int) -> int:
         """The version that a round is planned from: the noted one, else the newest that every rank holds."""
-        noted, failure = -1, None
-        if self._replica.is_main:
-            try:
-                found = self._store.swap_at(number)
-                noted = -1 if found is None else found
-            except UserError as error:
-                failure = error
-        version = int(self._replica.broadcast(_FAILED if failure else noted, self._device))
-        if version == _FAILED:
-            raise failure or InputError("rank 0 could not read which snapshot the round was planned from")
+
+        def noted() -> int:
+            found = self._store.swap_at(number)
+            return -1 if found is None else found
+
+        unread = InputError("rank 0 could not read which snapshot the round was planned from")
+        version = self._from_main(noted, unread)
         if version >= 0:
             return version
         self._source.push_weights(step, self._weights)
@@ -191,16 +188,24 @@ class Rounds:
         return self._noted(number, version)
 
     def _noted(self, number: int, version: int) -> int:
-        failure: UserError | None = None
+        def note() -> int:
+            self._store.note_swap(number, version)
+            return version
+
+        return self._from_main(note, ResourceError("rank 0 could not note the round's snapshot"))
+
+    def _from_main(self, act: Callable[[], int], otherwise: UserError) -> int:
+        """The number that rank 0 gets, on all ranks; where it cannot, all of them raise, `otherwise` on the others."""
+        number, failure = 0, None
         if self._replica.is_main:
             try:
-                self._store.note_swap(number, version)
+                number = act()
             except UserError as error:
                 failure = error
-        version = int(self._replica.broadcast(_FAILED if failure else version, self._device))
-        if version == _FAILED:
-            raise failure or ResourceError("rank 0 could not note the round's snapshot")
-        return version
+        number = int(self._replica.broadcast(_FAILED if failure else number, self._device))
+        if number == _FAILED:
+            raise failure or otherwise
+        return number
 
     def _hold(self, version: int) -> None:
         """Have that snapshot at hand on all ranks, or on none of them."""

@@ -95,11 +95,10 @@ def build_sampler(config: Config, catalog: Catalog) -> PKSampler | HardNeighborS
     Raises:
         ConfigError: If the classes of the split cannot fill its batches.
     """
+    if not isinstance(config.sampler, HardNeighborSamplerConfig):
+        return random_sampler(config, catalog)
     rows = split_rows(config, catalog, config.data.train_split)
-    labels = catalog.labels[rows]
-    if isinstance(config.sampler, HardNeighborSamplerConfig):
-        return HardNeighborSampler(rows, labels, config.sampler, config.seed)
-    return random_sampler(config, catalog)
+    return HardNeighborSampler(rows, catalog.labels[rows], config.sampler, config.seed)
 
 
 def random_sampler(config: Config, catalog: Catalog) -> PKSampler:
