@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -31,6 +31,11 @@ def table(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Rows of cells as a Markdown table, all columns but the first to the right."""
     rule = ["---", *["---:"] * (len(titles) - 1)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [titles, rule, *lines])
+
+
+def failures(outcomes: Iterable[Outcome[Any, Any]], label: Callable[[Any], str]) -> list[str]:
+    """A note on each cell that has failed, with what was said."""
+    return [f"- {label(each.spec)} failed: {each.message}" for each in outcomes if each.status == "failed"]
 
 
 def document(parts: Iterable[str], notes: Sequence[str]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from distmetric.cluster.session import ray_session  # sets Ray's environment, so before anything imports ray
+from distmetric.cluster.session import (  # sets Ray's environment, so before anything imports ray
+    cluster_address,
+    ray_session,
+)
 
 # isort: split
 from distmetric import __version__, errors
@@ -184,7 +186,7 @@ def checked(config: Config) -> tuple[Config, str]:
     check_answerable(
         catalog.labels[split_rows(config, catalog, split)], f"{catalog.path}, data.test_split={split}"
     )
-    if not (config.trainer.address or os.environ.get("RAY_ADDRESS")):  # or workers run on other machines
+    if not cluster_address(config.trainer):  # or workers run on other machines
         check_memory(config, catalog)
     try:
         check_writable(config.resume or config.output_dir)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from distmetric.cluster.index_messages import IndexHandles
 from distmetric.cluster.index_start import start_index, stop_index
 from distmetric.cluster.preemption import Preemptions
 from distmetric.cluster.progress_board import machines_of, shown_progress
+from distmetric.cluster.session import cluster_address
 from distmetric.cluster.stop import Listener, StopSignals
 from distmetric.cluster.worker import train_worker
 from distmetric.config.schema import Config
@@ -177,7 +177,7 @@ class Groups:
                 callbacks=[self._judge],
             ),
         )
-        run.is_private = not (trainer.address or os.environ.get("RAY_ADDRESS"))
+        run.is_private = not cluster_address(trainer)
         try:
             return dict(run.fit().return_value)
         except WorkerGroupError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ import ray
 from distmetric.cluster.index_actor import NeighborIndexActor
 from distmetric.cluster.index_messages import ActorHandle, IndexHandles, Labels
 from distmetric.cluster.index_shard import IndexShardActor
-from distmetric.cluster.session import NAMESPACE
+from distmetric.cluster.session import NAMESPACE, cluster_address
 from distmetric.cluster.sweep import SweepWorker
 from distmetric.config.schema import Config, DataConfig
 from distmetric.errors import ConfigError
@@ -146,7 +145,7 @@ def _fitting(
         ConfigError: If there are too few CPUs.
     """
     trainer = config.trainer
-    if trainer.address or os.environ.get("RAY_ADDRESS"):
+    if cluster_address(trainer):
         return index
     have = ray.cluster_resources()
     actors = index.shards + (index.shards > 1)

@@ -42,6 +42,11 @@ NAMESPACE = "distmetric"
 _PLACED_S = 30.0
 
 
+def cluster_address(trainer: TrainerConfig) -> str | None:
+    """Of the Ray cluster to join; None where Ray is started for this process alone."""
+    return trainer.address or os.environ.get("RAY_ADDRESS")
+
+
 @contextmanager
 def ray_session(trainer: TrainerConfig) -> Iterator[None]:
     """A Ray to run `trainer`'s workers on, left as it was found.
@@ -58,7 +63,7 @@ def ray_session(trainer: TrainerConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = trainer.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(trainer)
     # Elastic groups of workers wait for their places before they are started.
     start_s = min(trainer.start_timeout_s, _PLACED_S) if trainer.is_elastic else trainer.start_timeout_s
     environment = {

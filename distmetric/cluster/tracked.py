@@ -41,29 +41,28 @@ def separate_tracking(config: Config) -> tuple[Config, Server | None]:
         ConfigError: If `tracking.uri` or MLFLOW_TRACKING_URI cannot be the address of a server.
         ResourceError: If there is none and there has to be one, or a package for what it is to get is missing.
     """
-    check_tracking(config)
-    tracking = config.tracking
-    if not isinstance(tracking, MLflowConfig):
+    tracking, uri = config.tracking, check_tracking(config)
+    if not isinstance(tracking, MLflowConfig) or uri is None:
         return config, None
-    server = find_server(config, _known_uri(config))
+    server = tracking_server(uri, tracking.experiment, config.output_dir)
     shown = None if tracking.uri is None else without_credentials(tracking.uri)
     return replace(config, tracking=replace(tracking, uri=shown)), server
 
 
-def check_tracking(config: Config) -> None:
+def check_tracking(config: Config) -> str | None:
     """See that a configuration can be tracked, without MLflow, which takes seconds to load.
+
+    Returns:
+        The address of the tracking server; None for an untracked run.
 
     Raises:
         UserError: See `separate_tracking`.
     """
-    if isinstance(config.tracking, MLflowConfig):
-        _check_packages(config.tracking)
-        tracking_uri(config.tracking.uri, config.output_dir, _known_uri(config))
-
-
-def _known_uri(config: Config) -> str | None:
-    """Where a run that is resumed was tracked."""
-    return None if config.resume is None else read_run(config.resume).tracking_uri
+    if not isinstance(config.tracking, MLflowConfig):
+        return None
+    _check_packages(config.tracking)
+    known = None if config.resume is None else read_run(config.resume).tracking_uri
+    return tracking_uri(config.tracking.uri, config.output_dir, known)
 
 
 def find_server(config: Config, known: str | None = None) -> Server | None:

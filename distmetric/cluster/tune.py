@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from distmetric import __version__
 from distmetric.cluster.room import room_for
 from distmetric.cluster.run_folder import load_resumable, new_run_location
-from distmetric.cluster.session import ray_session
+from distmetric.cluster.session import cluster_address, ray_session
 from distmetric.cluster.tracked import attach_config, close_tracking, find_server
 from distmetric.cluster.tune_folder import Result, TuneFolder, is_tuning
 from distmetric.cluster.tune_trial import TrialRun
@@ -128,7 +128,7 @@ def _room(plan: TunePlan, configs: list[Config]) -> int:
     """
     machines = [each["Resources"] for each in ray.nodes() if each["Alive"]]
     room = min(room_for(config, machines) for config in configs)
-    joined = configs[0].trainer.address or os.environ.get("RAY_ADDRESS")
+    joined = cluster_address(configs[0].trainer)
     if plan.job.concurrent is not None:
         if plan.job.concurrent > room and not joined:
             raise ConfigError(

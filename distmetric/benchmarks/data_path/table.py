@@ -9,7 +9,7 @@ from typing import Any
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.data_path.measure import DataMeasurement, DataSpec
 from distmetric.benchmarks.data_path.sets import SETS
-from distmetric.benchmarks.table import NONE, busy, document, header, table
+from distmetric.benchmarks.table import NONE, busy, document, failures, header, table
 
 _METHOD = (
     "`plan`, `read`, `decode` and `augment` are what each of them keeps one core busy for, alone and per image: "
@@ -36,7 +36,7 @@ def markdown(machine: Mapping[str, Any], outcomes: Sequence[DataOutcome]) -> str
         outcomes: Of all cells so far.
     """
     parts = ["# Data path: read, decode, augment", header(machine, ["pillow"]), _METHOD]
-    notes = [f"- {label(each.spec)} failed: {each.message}" for each in outcomes if each.status == "failed"]
+    notes = failures(outcomes, label)
     return document([*parts, table(_TITLES, map(_row, outcomes))], [*busy(machine, outcomes), *notes])
 
 

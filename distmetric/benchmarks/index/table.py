@@ -8,7 +8,7 @@ from typing import Any
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.index.measure import IndexMeasurement, IndexSpec
 from distmetric.benchmarks.index.predict import predict
-from distmetric.benchmarks.table import NONE, busy, document, duration, header, summary, table
+from distmetric.benchmarks.table import NONE, busy, document, duration, failures, header, summary, table
 from distmetric.config.jobs import BenchmarkJob
 
 _METHOD = (
@@ -98,7 +98,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _notes(outcomes: Sequence[IndexOutcome]) -> list[str]:
-    notes = [f"- {label(each.spec)} failed: {each.message}" for each in outcomes if each.status == "failed"]
+    notes = failures(outcomes, label)
     for each in outcomes:
         notes += [f"- {label(each.spec)}: {rank.backend}{_fell_back(rank)}" for rank in each.ranks]
     return notes

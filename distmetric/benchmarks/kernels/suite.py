@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
-from distmetric.benchmarks import memory
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.kernels.measure import MATMULS, KernelMeasurement, KernelSpec, Precision, Way, Work
 from distmetric.benchmarks.suite import Suite, device_of, memory_limit, threads_of
-from distmetric.benchmarks.table import NONE, busy, document, duration, header, summary, table
+from distmetric.benchmarks.table import NONE, busy, document, duration, failures, header, summary, table
 from distmetric.config.jobs import BenchmarkJob
 from distmetric.errors import ResourceError
 from distmetric.functional.fused_rows import has_triton
@@ -45,6 +44,7 @@ class KernelSuite(Suite):
             raise ResourceError("suite=kernels needs a GPU, and there is none or device=cpu: run it on one")
         if not has_triton():
             raise ResourceError("suite=kernels needs triton, which is not installed: pip install triton")
+        limit = memory_limit(job, "cuda", 1, free=0)  # of a GPU, what the host has free says nothing
         precisions: tuple[Precision, ...] = get_args(Precision)
         ways: tuple[Way, ...] = get_args(Way)
         return [
@@ -53,7 +53,7 @@ class KernelSuite(Suite):
                 threads=threads_of(job),
                 steps=job.steps,
                 device="cuda",
-                memory_limit_bytes=memory_limit(job, "cuda", 1, memory.free_bytes()),
+                memory_limit_bytes=limit,
             )
             for work in MATMULS
             for size in sorted(set(job.sizes or [_SIZES[work]]))
@@ -83,18 +83,13 @@ class KernelSuite(Suite):
     ) -> str:
         """One table."""
         titles = ["work", "N", "D", "type", "by", "time", "share", "MiB", "goal"]
-        notes = [
-            f"- {self.label(each.spec)} failed: {each.message}"
-            for each in outcomes
-            if each.status == "failed"
-        ]
         parts = [
             "# Rows of distances on a GPU",
             header(machine),
             _METHOD,
             table(titles, map(_line, outcomes)),
         ]
-        return document(parts, [*busy(machine, outcomes), *notes])
+        return document(parts, [*busy(machine, outcomes), *failures(outcomes, self.label)])
 
 
 def _share(outcome: KernelOutcome) -> float:

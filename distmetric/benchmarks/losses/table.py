@@ -8,7 +8,7 @@ from typing import Any
 from distmetric.benchmarks.cell import Outcome
 from distmetric.benchmarks.losses.cells import DIM, PEER, PER_CLASS, Side, columns
 from distmetric.benchmarks.losses.measure import LossMeasurement, LossSpec
-from distmetric.benchmarks.table import NONE, busy, document, duration, header, table
+from distmetric.benchmarks.table import NONE, busy, document, duration, failures, header, table
 
 _METHOD = (
     f"A step is mining, forward and backward from a leaf of N embeddings (D = {DIM}, {PER_CLASS} of length one per "
@@ -125,7 +125,7 @@ def _ratio(
 
 
 def _notes(cells: _Cells, outcomes: Sequence[LossOutcome]) -> list[str]:
-    notes = [f"- {label(each.spec)} failed: {each.message}" for each in outcomes if each.status == "failed"]
+    notes = failures(outcomes, label)
     for peer in outcomes:
         ours = cells.get(_shape(peer.spec), peer.spec.loss, peer.spec.size, "ours")
         if peer.spec.side == "ours" or ours is None or not (ours.status == peer.status == "ok"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distmetric.benchmarks.scaling.cost import WORK, Cost, StepSize, step_seconds
+from distmetric.benchmarks.scaling.cost import Cost, StepSize, step_seconds
 from distmetric.config.jobs.assumed_cluster import AssumedCluster
 from distmetric.index.scale import IndexSize, Speed, build_bytes, build_seconds
 
@@ -31,14 +31,12 @@ class Forecast:
 
     Args:
         size: What it works on.
-        work: In each part.
         costs: What each part is taken to cost.
         collective_s: What its collectives take for nothing.
         memory: Bytes of each GPU by what holds them.
     """
 
     size: StepSize
-    work: dict[str, float]
     costs: dict[str, Cost]
     collective_s: float
     memory: dict[str, float]
@@ -69,8 +67,7 @@ def forecast(cluster: AssumedCluster, gpus: int, products: float) -> Forecast:
         parameters=int(cluster.parameters),
         image_flops=cluster.image_gflop * 1e9,
     )
-    is_one_node = gpus <= cluster.gpus_per_node
-    link = (cluster.node_gb_per_s if is_one_node else cluster.network_gb_per_s) * 1e9
+    link = _link_gb_per_s(cluster, gpus) * 1e9
     costs = {
         "trunk": Cost(1 / (cluster.trunk_tflops * 1e12)),
         "pair": Cost(products / (cluster.pair_tflops * 1e12)),
@@ -78,9 +75,13 @@ def forecast(cluster: AssumedCluster, gpus: int, products: float) -> Forecast:
         "reduce": Cost(1 / link),
         "update": Cost(UPDATE_BYTES / (cluster.memory_gb_per_s * 1e9)),
     }
-    work = {part: amount(size) for part, amount in WORK.items()}
     latency = COLLECTIVES * cluster.latency_us * 1e-6 * math.log2(gpus)
-    return Forecast(size, work, costs, latency, memory_bytes(cluster, size))
+    return Forecast(size, costs, latency, memory_bytes(cluster, size))
+
+
+def _link_gb_per_s(cluster: AssumedCluster, gpus: int) -> float:
+    """Of a GPU to others: within a machine, where all of them are in one."""
+    return cluster.node_gb_per_s if gpus <= cluster.gpus_per_node else cluster.network_gb_per_s
 
 
 def memory_bytes(cluster: AssumedCluster, size: StepSize) -> dict[str, float]:
@@ -137,7 +138,7 @@ def arithmetic(step: Forecast, cluster: AssumedCluster, products: float) -> list
     """The step of a forecast, as it is computed, one line a part."""
     s, parts = step.size, step.parts
     w, n, b, d, p = s.processes, s.rows, s.images, s.dim, s.parameters
-    link = cluster.node_gb_per_s if w <= cluster.gpus_per_node else cluster.network_gb_per_s
+    link = _link_gb_per_s(cluster, w)
     lines: Mapping[str, str] = {
         "trunk": f"B F = {b} x {cluster.image_gflop:g}e9 / {cluster.trunk_tflops:g}e12 per s",
         "pair": f"k 2 N^2 D / W = {products:.1f} x 2 x {n}^2 x {d} / {w} / {cluster.pair_tflops:g}e12 per s",

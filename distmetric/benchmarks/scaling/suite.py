@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distmetric.benchmarks.scaling import table
-from distmetric.benchmarks.scaling.measure import PER_CLASS, ScalingSpec
+from distmetric.benchmarks.scaling.measure import ScalingSpec
 from distmetric.benchmarks.scaling.table import ScalingOutcome
 from distmetric.benchmarks.suite import Suite
 from distmetric.config.jobs import BenchmarkJob
-from distmetric.errors import ConfigError
 
 _SIZES = (128, 256, 512)
 _ROWS_PER_IMAGE = (8, 16, 32)  # of the index, in those of the largest batch of a process
@@ -20,15 +19,8 @@ class ScalingSuite(Suite):
     """Implements `Suite`."""
 
     def plan(self, job: BenchmarkJob) -> list[ScalingSpec]:
-        """All cells: steps by number of processes and images of each, then rebuilds of the index.
-
-        Raises:
-            ConfigError: If a batch is too small to be halved.
-        """
+        """All cells: steps by number of processes and images of each, then rebuilds of the index."""
         sizes = sorted(set(job.sizes or _SIZES))
-        for size in sizes:
-            if size % (2 * PER_CLASS) or size < 4 * PER_CLASS:
-                raise ConfigError(f"sizes={size} must be a multiple of 8, and 16 at least: classes of four")
         steps = [
             ScalingSpec(*("step", size), processes=processes, steps=job.steps)
             for processes in sorted(set(job.processes))

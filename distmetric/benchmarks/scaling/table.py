@@ -268,13 +268,12 @@ def _predicted(cluster: AssumedCluster, products: float) -> str:
 def _predicted_index(cluster: AssumedCluster, products: float) -> str:
     titles = ["images", "shards", "GiB per shard", "GiB for classes", "rebuild"]
     titles += [each for gpus in GPUS for each in (f"epoch, {gpus} GPUs", "age")]
-    lines = []
+    steps, lines = [forecast(cluster, gpus, products) for gpus in GPUS], []
     for images in IMAGES:
         index = forecast_index(cluster, images)
         line = [f"{images:,}", str(index.size.shards), f"{index.shard_bytes / 2**30:.2g}"]
         line += [f"{index.coordinator_bytes / 2**30:.2g}", duration(index.seconds)]
-        for gpus in GPUS:
-            step = forecast(cluster, gpus, products)
+        for step in steps:
             line += [duration(images / step.size.rows * step.seconds), f"{index.seconds / step.seconds:,.0f}"]
         lines.append(line)
     return table(titles, lines)

@@ -7,10 +7,9 @@ from typing import Any, get_args
 
 from distmetric.benchmarks.suite import Suite, check_known
 from distmetric.benchmarks.training import table
-from distmetric.benchmarks.training.measure import MODELS, SAMPLES_PER_CLASS, Model, TrainingSpec, What
+from distmetric.benchmarks.training.measure import MODELS, Model, TrainingSpec, What
 from distmetric.benchmarks.training.table import TrainingOutcome
 from distmetric.config.jobs import BenchmarkJob
-from distmetric.errors import ConfigError
 
 _SIZES = (256,)
 _AUGMENTS = ("none", "affine")
@@ -23,14 +22,11 @@ class TrainingSuite(Suite):
         """All cells: both loops by model, size, number of processes and augmentation, then what is beside a step.
 
         Raises:
-            ConfigError: If a model is not known, or the processes cannot share a batch.
+            ConfigError: If a model is not known.
         """
         check_known("models", job.models, MODELS)
         models: list[Model] = [name for name in get_args(Model) if job.models is None or name in job.models]
         sizes = sorted(set(job.sizes or _SIZES))
-        for size in sizes:
-            if size % (2 * SAMPLES_PER_CLASS) or size < 4 * SAMPLES_PER_CLASS:
-                raise ConfigError(f"sizes={size} must be a multiple of 8, and 16 at least: classes of four")
         specs = [
             self._spec(job, "beside", model, size, augment, processes)
             for size in sizes

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from distmetric.benchmarks.cell import Outcome
-from distmetric.benchmarks.table import NONE, busy, document, duration, header, table
+from distmetric.benchmarks.table import NONE, busy, document, duration, failures, header, table
 from distmetric.benchmarks.training.measure import TrainingMeasurement, TrainingSpec
 
 GOAL = 0.93
@@ -106,7 +106,7 @@ def markdown(machine: Mapping[str, Any], outcomes: Sequence[TrainingOutcome]) ->
         parts += ["## Beside the step", _TOLD, table(titles, map(_told_row, found))]
     if found := by_kind["startup"]:
         parts += ["## Start", _STARTUP, *map(_startup_table, found)]
-    failed = [f"- {label(each.spec)} failed: {each.message}" for each in outcomes if each.status == "failed"]
+    failed = failures(outcomes, label)
     return document(parts, [*busy(machine, outcomes), *failed])
 
 

@@ -140,6 +140,9 @@ class BenchmarkJob:
             raise ValueError(
                 f"{name} is not for suite={self.suite}, whose processes have one CPU thread each: leave it out"
             )
+        for size in self.sizes or ():
+            if size % 8 or size < 16:
+                raise ValueError(f"sizes={size} must be a multiple of 8, and 16 at least: classes of four")
 
     def _check_data(self) -> None:
         if self.images == []:
