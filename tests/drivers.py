@@ -14,7 +14,7 @@ import psutil
 
 from distmetric.benchmarks.training_job import kill
 
-__all__ = ["REPOSITORY", "descendants", "finished", "kill", "start", "steps_saved", "wait_for"]
+__all__ = ["REPOSITORY", "descendants", "end", "finished", "kill", "start", "steps_saved", "wait_for"]
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -70,3 +70,10 @@ def finished(job: str, *overrides: str, seconds: float) -> dict[str, Any]:
     # Of this process; Ray ends its own with a signal, and what that interrupts may say so behind a prefix.
     assert not any(line.startswith("Traceback") for line in ran.stderr.splitlines()), ran.stderr[-3000:]
     return json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+def end(driver: subprocess.Popen[str]) -> None:
+    """Leave nobody behind, of a job that has not ended by itself."""
+    if driver.poll() is None:
+        kill([*descendants(driver), psutil.Process(driver.pid)])
+        driver.wait()

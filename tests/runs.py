@@ -22,6 +22,7 @@ from distmetric.miners import NoMinerConfig
 from distmetric.models.spec import ConvSpec
 from distmetric.samplers import PKSamplerConfig
 from distmetric.training.loop import TrainResult, train
+from distmetric.training.stop import Wish
 from distmetric.training.worker import Worker
 
 CPU = torch.device("cpu")
@@ -84,8 +85,7 @@ def final_state(
         with pytest.raises(InterruptedError):
             run_once(config, run_dir, ListTracker(fail_at))
     worker, _, tracker = run_once(config, run_dir)
-    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
-    return [tensor.numpy().copy() for tensor in state], tracker
+    return [tensor.numpy().copy() for tensor in tensors_of(worker)], tracker
 
 
 def run_once(
@@ -95,3 +95,24 @@ def run_once(
     tracker = tracker or ListTracker()
     worker = Worker(config, str(run_dir), tracker, replica or Replica(), CPU)
     return worker, train(worker), tracker
+
+
+def tensors_of(worker: Worker) -> list[torch.Tensor]:
+    """Those of the model and of the loss."""
+    return [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
+
+
+class LeaveAt:
+    """Asks the workers to leave at a step before the last, as where there is room for a larger group."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.worker: Worker | None = None
+
+    def wanted(self) -> Wish:
+        worker = self.worker
+        is_there = worker is not None and worker.step == self.step < worker.config.train.steps
+        return "stop" if is_there else ""
+
+    def reason(self) -> str:
+        return "room for more workers"

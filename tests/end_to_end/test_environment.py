@@ -8,12 +8,11 @@ import subprocess
 import sys
 
 import mlflow
-import psutil
 import pytest
 
 from disks import disk_of, fill
 from distmetric.training.checkpoint import CheckpointStore
-from drivers import REPOSITORY, descendants, kill, start, steps_saved, wait_for
+from drivers import REPOSITORY, end, start, steps_saved, wait_for
 from runs import FEW_GLYPHS
 
 SETTINGS = (
@@ -39,9 +38,7 @@ def test_a_disk_that_fills_up_under_a_run_ends_it_truthfully_and_it_goes_on(glyp
             ballast = fill(disk)
             output, _ = driver.communicate(timeout=600)
         finally:
-            if driver.poll() is None:
-                kill([*descendants(driver), psutil.Process(driver.pid)])
-                driver.wait()
+            end(driver)
         told = log.read_text()
         assert driver.returncode == 3, told[-3000:]
         assert output == ""
@@ -63,9 +60,7 @@ def test_a_disk_that_fills_up_under_a_run_ends_it_truthfully_and_it_goes_on(glyp
         try:
             output, _ = resumed.communicate(timeout=600)
         finally:
-            if resumed.poll() is None:
-                kill([*descendants(resumed), psutil.Process(resumed.pid)])
-                resumed.wait()
+            end(resumed)
         assert resumed.returncode == 0, log.read_text()[-3000:]
         assert json.loads(output.strip().splitlines()[-1])["step"] == stood_at + 20
         assert client.get_run(run["run_id"]).info.status == "FINISHED"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from distmetric.data.catalog_writer import CatalogWriter
 from distmetric.distributed import Replica
 from distmetric.tracking.journal import read_history
 from distmetric.training.checkpoint import CheckpointStore, read_checkpoint
-from drivers import descendants, kill, start, steps_saved, wait_for
+from drivers import descendants, end, start, steps_saved, wait_for
 from image_sources import png
 from processes import run_ranks
 from runs import FEW_GLYPHS, run_once, tiny_config
@@ -112,13 +111,6 @@ def test_a_run_that_is_stopped_twice_ends_as_one_that_never_was(glyph_cache, tmp
     assert driver.returncode == 0, log.read_text()[-3000:]
     assert json.loads(output.strip().splitlines()[-1])["step"] == STEPS
     assert_ended_as(run_dir, weights, losses)
-
-
-def end(driver: subprocess.Popen[str]) -> None:
-    """Leave nobody behind, of a job that has not ended by itself."""
-    if driver.poll() is None:
-        kill([*descendants(driver), psutil.Process(driver.pid)])
-        driver.wait()
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:

@@ -14,7 +14,7 @@ from distmetric.training.model_pass import AugmentedImages
 from distmetric.training.notices import read_notices
 from poison import Poison, poisoned_run, states
 from processes import run_ranks
-from runs import final_state, run_once, tiny_config
+from runs import final_state, run_once, tensors_of, tiny_config
 
 CONF = Path(__file__).parents[2] / "conf"
 EXACT = (
@@ -35,7 +35,7 @@ def names(group: str) -> list[str]:
 
 def outcome(replica: Replica, config: Config, run_dir: Path) -> Outcome:
     worker, _, tracker = run_once(config, run_dir, replica=replica)
-    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
+    state = tensors_of(worker)
     numbers = [tensor.double().numpy() for tensor in state if isinstance(tensor, torch.Tensor)]
     return numbers, {name: tracker.series(name) for name in COMPARED}
 

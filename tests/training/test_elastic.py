@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from distmetric.config.schema import Config
 from distmetric.distributed import Replica
 from distmetric.training.loop import train
-from distmetric.training.stop import Wish
 from distmetric.training.worker import Worker
 from processes import run_ranks
-from runs import ListTracker, tiny_config
+from runs import LeaveAt, ListTracker, tensors_of, tiny_config
 
 STEPS = 12
 STRETCHES = ((3, 5), (1, 7), (2, STEPS))
@@ -43,21 +42,6 @@ INLINE = (*HARD, "sampler.samples_per_class=5", "index=inline", "index.refresh_s
 Outcome = tuple[list[NDArray[np.float64]], dict[str, dict[int, float]]]
 
 
-class LeaveAt:
-    """Asks the workers to leave at a step, as they are asked when there is room for a larger group."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.worker: Worker | None = None
-
-    def wanted(self) -> Wish:
-        is_there = self.worker is not None and self.worker.step == self.step
-        return "stop" if is_there and self.step < STEPS else ""
-
-    def reason(self) -> str:
-        return "room for more workers"
-
-
 def stretch(replica: Replica, config: Config, run_dir: Path, until: int) -> Outcome:
     """Train from the newest checkpoint to a step; tensors of model and loss, and what was logged."""
     tracker, stop = ListTracker(), LeaveAt(until)
@@ -65,7 +49,7 @@ def stretch(replica: Replica, config: Config, run_dir: Path, until: int) -> Outc
     stop.worker = worker
     result = train(worker)
     assert (result.step, result.stopped) == (until, "" if until == STEPS else stop.reason())
-    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
+    state = tensors_of(worker)
     names = {name for _, metrics in tracker.logged for name in metrics}
     return [tensor.double().numpy() for tensor in state], {name: tracker.series(name) for name in names}
 

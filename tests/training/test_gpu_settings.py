@@ -13,7 +13,7 @@ from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.loop import train
 from distmetric.training.worker import Worker
 from processes import run_ranks
-from runs import CPU, ListTracker, final_state, run_once, tiny_config
+from runs import CPU, ListTracker, final_state, run_once, tensors_of, tiny_config
 
 SMALL = (
     *("model=resnet", "model.widths=[6, 8]", "model.blocks_per_stage=[1, 1]", "model.embedding_dim=16"),
@@ -34,7 +34,7 @@ def test_channels_last_gives_the_same_training(glyph_cache, tmp_path) -> None:
     convolutions = [each for each in worker.embedder.parameters() if each.ndim == 4 and min(each.shape) > 1]
     assert convolutions
     assert not any(each.is_contiguous() for each in convolutions)
-    state = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
+    state = tensors_of(worker)
     for ours, theirs in zip(state, plain, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
     for name in ("train/loss", "eval/recall_at_1"):

@@ -34,10 +34,9 @@ from distmetric.training import class_parts
 from distmetric.training.checkpoint import CheckpointStore, find_checkpoint
 from distmetric.training.loop import train
 from distmetric.training.saved_model import load_embedder
-from distmetric.training.stop import Wish
 from distmetric.training.worker import Worker
 from processes import run_ranks
-from runs import CPU, ListTracker, run_once, tiny_config
+from runs import CPU, LeaveAt, ListTracker, run_once, tiny_config
 
 SETTINGS = (
     *("train.precision=float64", "train.steps=12", "eval.every_steps=12", "checkpoint.every_steps=4"),
@@ -114,20 +113,6 @@ def test_a_run_with_sharded_heads_is_the_run_with_whole_ones(
     assert (expected["train/gradient_norm"] > 1.0).any(), "clipping is to be at work"
     for found in run_ranks(world_size, run, config_of(glyph_cache, rate=rate), tmp_path):
         assert_equal(found, expected, 1e-8)
-
-
-class LeaveAt:
-    """Asks the workers to leave at a step, as they are asked when there is room for a larger group."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.worker: Worker | None = None
-
-    def wanted(self) -> Wish:
-        return "stop" if self.worker is not None and self.worker.step == self.step else ""
-
-    def reason(self) -> str:
-        return "there is room for more workers"
 
 
 def stretch(replica: Replica, config: Config, run_dir: Path, until: int) -> dict[str, np.ndarray]:

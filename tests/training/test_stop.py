@@ -17,7 +17,7 @@ from distmetric.training.loop import TrainResult, train
 from distmetric.training.stop import NoRequest, Wish, Wishes
 from distmetric.training.worker import Worker
 from processes import run_ranks
-from runs import CPU, ListTracker, tiny_config
+from runs import CPU, ListTracker, tensors_of, tiny_config
 
 SMALL = ("model.widths=[8, 8]", "model.embedding_dim=16", "train.log_every=7")
 STEPS = 20
@@ -55,7 +55,7 @@ def state_of(worker: Worker) -> list[NDArray[Any]]:
     """Weights and statistics, the optimizer's moments, and the loss's parameters, where the run stands."""
     optimizer = worker.optimizer.state_dict()["state"]
     moments = [value for each in optimizer.values() for value in each.values()]
-    tensors = [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values(), *moments]
+    tensors = [*tensors_of(worker), *moments]
     return [torch.as_tensor(tensor).numpy().copy() for tensor in tensors]
 
 
