@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import psutil
 
 from distmetric.benchmarks.training_job import kill
 
-__all__ = ["REPOSITORY", "descendants", "end", "finished", "kill", "start", "steps_saved", "wait_for"]
+__all__ = ["REPOSITORY", "descendants", "end", "finished", "kill", "running", "start", "steps_saved", "wait_for"]
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -52,13 +53,16 @@ def steps_saved(run_dir: Path) -> int:
 
 def descendants(driver: subprocess.Popen[str], name: str = "") -> list[psutil.Process]:
     """Processes that the job has started, with `name` in their command line."""
+    return running(psutil.Process(driver.pid).children(recursive=True), name)
+
+
+def running(processes: Iterable[psutil.Process], name: str = "") -> list[psutil.Process]:
+    """Those that have not ended, with `name` in their command line."""
     found = []
-    for process in psutil.Process(driver.pid).children(recursive=True):
-        try:
-            if name in " ".join(process.cmdline()):
+    for process in processes:
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, though nobody may have asked yet how
+            if process.status() != psutil.STATUS_ZOMBIE and name in " ".join(process.cmdline()):
                 found.append(process)
-        except psutil.Error:
-            continue
     return found
 
 

@@ -17,11 +17,11 @@ from ray.cluster_utils import Cluster
 
 from distmetric.distributed import Replica
 from distmetric.training.checkpoint import read_checkpoint
-from drivers import descendants, kill, start, steps_saved, wait_for
+from drivers import descendants, kill, running, start, steps_saved, wait_for
 from processes import run_ranks
 from runs import FEW_GLYPHS, run_once, tiny_config
 
-STEPS = 400
+STEPS = 800
 SETTINGS = (
     *("debug=tiny", *FEW_GLYPHS, "model.widths=[8, 8]", "model.embedding_dim=16", "loss=lifted_structure"),
     *("model.norm=sync_batch", "train.precision=float64", "optim=sgd", "optim.lr=0.01"),
@@ -59,7 +59,7 @@ def started_by(machine: Node) -> list[psutil.Process]:
 
 def workers_of(machine: Node) -> list[psutil.Process]:
     """The processes on a machine that train."""
-    return [process for process in started_by(machine) if "RayTrainWorker" in " ".join(process.cmdline())]
+    return running(started_by(machine), "RayTrainWorker")
 
 
 @contextmanager

@@ -161,7 +161,11 @@ def uninterrupted(replica: Replica, cache: Path, run_dir: Path) -> tuple[list[np
     return [tensor.numpy() for tensor in worker.embedder.state_dict().values()], tracker.series("train/loss")
 
 
-STOPPED = ("train.steps=300", "eval.every_steps=300", "checkpoint.every_steps=300", "train.log_every=3")
+STEPS = 1500  # so many that a stop, which takes a second or two to arrive, comes well before the last one
+STOPPED = (
+    *(f"train.steps={STEPS}", f"eval.every_steps={STEPS}", f"checkpoint.every_steps={STEPS}"),
+    "train.log_every=3",
+)
 
 
 @pytest.mark.timeout(1800)
@@ -180,7 +184,7 @@ def test_a_job_that_is_stopped_has_saved_and_goes_on_as_if_it_never_was(
     head.stop("stopped")
 
     step = steps_saved(run_dir)
-    assert 5 < step < 300, head.logs("stopped")
+    assert 5 < step < STEPS, head.logs("stopped")
     said = f"stopped at step {step} on SIGTERM: checkpoint saved; go on with resume={run_dir}"
     logs = head.logs("stopped")
     assert said in logs.splitlines()
@@ -192,13 +196,13 @@ def test_a_job_that_is_stopped_has_saved_and_goes_on_as_if_it_never_was(
 
     head.begin("goes-on", f"resume={run_dir}")
     assert head.ended("goes-on") == "SUCCEEDED", head.logs("goes-on")
-    saved = read_checkpoint(f"{run_dir}/checkpoints/step_00000300").tensors("model").values()
+    saved = read_checkpoint(f"{run_dir}/checkpoints/step_{STEPS:08d}").tensors("model").values()
     for ours, expected in zip(saved, weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), expected)
     found = client.get_run(run["run_id"])
     assert (found.info.status, found.data.tags.get("distmetric.error")) == ("FINISHED", None)
     history = client.get_metric_history(run["run_id"], "train/loss")
-    assert [point.step for point in history] == list(range(1, 301))
+    assert [point.step for point in history] == list(range(1, STEPS + 1))
     assert {point.step: point.value for point in history} == losses
 
 

@@ -15,7 +15,7 @@ import pytest
 from distmetric.benchmarks.soak.equality import CLOCKS
 from distmetric.distributed import Replica
 from distmetric.tracking.journal import read_history
-from drivers import descendants, kill, start, steps_saved, wait_for
+from drivers import descendants, kill, running, start, steps_saved, wait_for
 from kills import Journal, assert_same_state, journaled, kill_seed, saved_state
 from processes import run_ranks
 from runs import FEW_GLYPHS, ListTracker, run_once, tiny_config
@@ -90,12 +90,12 @@ def test_killing_a_worker_the_driver_and_then_everything_changes_nothing(glyph_c
             if driver.poll() is None:
                 kill([*descendants(driver), psutil.Process(driver.pid)])
             driver.wait()
-        training = [each for each in orphans if each.is_running()]
+        left = running(orphans, "RayTrainWorker")
         kill(orphans)
     assert stood_at < STEPS
     assert started[-1].returncode == 0, log.read_text()[-3000:]
     # What is left of a Ray without a driver are helpers that look for it, and none that trains.
-    assert not [each for each in training if "RayTrainWorker" in " ".join(each.cmdline())]
+    assert not left
     result = json.loads(output.strip().splitlines()[-1])
     assert (result["step"], result["run_id"]) == (
         STEPS,

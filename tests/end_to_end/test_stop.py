@@ -25,7 +25,7 @@ from image_sources import png
 from processes import run_ranks
 from runs import FEW_GLYPHS, run_once, tiny_config
 
-STEPS = 400
+STEPS = 1500  # so many that what is asked for, which takes a second or two to arrive, comes well before the last one
 WAIT_S = 300.0
 # No checkpoint is due before the last step: what is gone on from is what was asked for.
 SETTINGS = (

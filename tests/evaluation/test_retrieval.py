@@ -1,7 +1,6 @@
 """The metrics against plain loops: both protocols, ties, shards, lone classes, bounded memory."""
 
 import itertools
-import subprocess
 import sys
 
 import numpy as np
@@ -13,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from distmetric.errors import InputError
 from distmetric.evaluation import RetrievalMetrics, evaluate, measure_names, nearest, query_measures
+from memory_process import measured
 from ranking_oracle import clusters, ranking, retrieval, without_whole_ranking
 
 KS = (1, 2, 4, 8)
@@ -335,9 +335,6 @@ for what, per_class in [("plain", 4), ("whole", 4), ("reid", 8), ("whole", 50), 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can set the peak of resident memory back")
 def test_memory_stays_within_the_block():
     """All distances would take 324 MB and masks of them 81 MB; the block is 16 MiB, the gallery 0.6 MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=300
-    )
-    peaks = [line.split() for line in done.stdout.splitlines()]
+    peaks = [line.split() for line in measured(MEMORY)]
     assert len(peaks) == 6
     assert [peak for peak in peaks if not 1 < float(peak[2]) < 36] == []

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,6 +22,7 @@ from distmetric.index.search import build_searcher
 from distmetric.index.snapshot import NeighborSnapshot
 from distmetric.index.snapshot_build import build_snapshot
 from distmetric.index.snapshot_shards import LocalShard
+from memory_process import measured
 
 Storage = Literal["float32", "float16"]
 MIB = 1 << 20
@@ -114,9 +112,8 @@ def test_a_searcher_takes_what_is_said(kind: Literal["flat", "ivf"]) -> None:
 
 REBUILD = """
 import sys
-sys.path[:0] = sys.argv[1:3]
-from test_scale import rebuild_bytes
-print(*rebuild_bytes(sys.argv[3] == "True"))
+from index.test_scale import rebuild_bytes
+print(*rebuild_bytes(sys.argv[1] == "True"))
 """
 
 
@@ -139,11 +136,8 @@ def rebuild_bytes(row_lists: bool) -> tuple[float, float]:
 
 @pytest.mark.parametrize("row_lists", [False, True])
 def test_a_rebuild_takes_no_more_memory_than_is_said(row_lists: bool) -> None:
-    here = Path(__file__)
-    command = [sys.executable, "-c", REBUILD, str(here.parent), str(here.parents[1]), str(row_lists)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=here.parents[2])
-    assert ran.returncode == 0, ran.stderr
-    taken, beside = map(float, ran.stdout.split())
+    (line,) = measured(REBUILD, row_lists)
+    taken, beside = map(float, line.split())
     assert 0.3 * beside < taken < 1.15 * beside
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +16,8 @@ from distmetric.losses.base import loss_value
 from distmetric.losses.centroid_bound import CentroidBoundLoss
 from distmetric.losses.class_loss import ClassLoss
 from losses.cases import CASES, Case, seeded
+from memory_process import measured
 
-ROOT = Path(__file__).parents[2]
 EVERY = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 OVER_LISTS = pytest.mark.parametrize(
     "case", [case for case in CASES if case.listed], ids=lambda case: case.name
@@ -227,8 +224,7 @@ def test_a_reference_set_is_compared_with_instead_of_the_batch(case: Case) -> No
 
 
 MEMORY = """
-import json, sys, torch
-sys.path.insert(0, "tests")
+import json, torch
 from distmetric.benchmarks.memory import PeakMemory, give_back_free
 from losses.cases import CASES, seeded
 torch.set_num_threads(1)
@@ -250,11 +246,7 @@ for case in CASES:
 @pytest.fixture(scope="session")
 def extra_memory() -> dict[str, float]:
     """MiB that a step of 8192 rows takes, for every case; in a process of its own, whose memory nobody else uses."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(line) for line in done.stdout.splitlines())
+    return dict(json.loads(line) for line in measured(MEMORY))
 
 
 @EVERY

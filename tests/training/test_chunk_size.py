@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from distmetric.models.build import build_embedder
 from distmetric.training import chunk_size as module
 from distmetric.training.checkpoint import CheckpointStore
 from distmetric.training.chunk_size import bytes_per_image, chosen_chunk_size
+from memory_process import measured
 from processes import run_ranks
 from runs import CPU, ListTracker, run_once, tiny_config
 
@@ -207,13 +205,8 @@ for classes, chunk_size in ((8, 32), (32, 32), (32, "null")):
 
 @pytest.mark.timeout(300)
 def test_four_times_the_batch_has_the_same_peak(glyph_cache: Path, tmp_path: Path) -> None:
-    script = tmp_path / "peaks.py"
-    script.write_text(PEAKS)
-    command = [sys.executable, str(script), str(glyph_cache), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
-    assert ran.returncode == 0, ran.stderr
-    (small, cost), (large, _), (whole, _) = (map(float, line.split()) for line in ran.stdout.splitlines())
+    lines = measured(PEAKS, glyph_cache, tmp_path)
+    (small, cost), (large, _), (whole, _) = (map(float, line.split()) for line in lines)
     print(f"128 rows {small / MIB:.1f}, 512 rows {large / MIB:.1f}, 512 at once {whole / MIB:.1f} MiB")
     assert large < 1.25 * small + 16 * MIB
     assert large < 0.3 * whole

@@ -87,7 +87,8 @@ def test_a_port_that_is_in_use_is_said(missing: str, says: str, glyph_cache, tmp
     assert not (tmp_path / "out").exists()
 
 
-SETTINGS = ("model.widths=[8, 8]", "model.embedding_dim=16", "train.steps=120", "eval.every_steps=60")
+STEPS = 600
+SETTINGS = ("model.widths=[8, 8]", "model.embedding_dim=16", f"train.steps={STEPS}", "eval.every_steps=300")
 RARE = ("checkpoint.every_steps=1000", "train.log_every=1")
 
 
@@ -131,14 +132,14 @@ def test_a_signal_stops_all_ranks_at_one_step_and_the_same_command_goes_on(
     assert output == ""
     said = [line for line in log.read_text().splitlines() if line.startswith("stopped at step")]
     step = steps_saved(run_dir)
-    assert 0 < step < 120
+    assert 0 < step < STEPS
     assert said == [f"stopped at step {step} on {number.name}: checkpoint saved; the same command goes on"]
 
     resumed = start(command, *arguments, log=log)
     output, _ = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, log.read_text()[-3000:]
-    assert json.loads(output.strip().splitlines()[-1])["step"] == 120
-    saved = read_checkpoint(str(run_dir / "checkpoints" / "step_00000120")).tensors("model").values()
+    assert json.loads(output.strip().splitlines()[-1])["step"] == STEPS
+    saved = read_checkpoint(str(run_dir / "checkpoints" / f"step_{STEPS:08d}")).tensors("model").values()
     for ours, expected in zip(saved, weights, strict=True):
         np.testing.assert_array_equal(ours.numpy(), expected)
     assert dict(read_history(str(run_dir))["train/loss"]) == losses
