@@ -111,8 +111,10 @@ class LeaveAt:
 
     def wanted(self) -> Wish:
         worker = self.worker
-        is_there = worker is not None and worker.step == self.step < worker.config.train.steps
-        return "stop" if is_there else ""
+        if worker is None or self.step >= worker.config.train.steps:
+            return ""
+        ahead = 1 if worker.replica.world_size > 1 else 0  # several ranks hear of it one step later
+        return "stop" if worker.step == self.step - ahead else ""
 
     def reason(self) -> str:
         return "room for more workers"

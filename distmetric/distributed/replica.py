@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,20 @@ class Replica:
 
     def min(self, value: float, device: torch.device | str = "cpu") -> float:
         """The least of the numbers that the ranks hold; whole ones are exact up to 2^53."""
+        return self.min_later(value, device)()
+
+    def min_later(self, value: float, device: torch.device | str = "cpu") -> Callable[[], float]:
+        """Begin what `min` does; the answer waits for its end."""
         if self.world_size == 1:
-            return value
+            return lambda: value
         box = torch.tensor([value], dtype=torch.float64, device=device)
-        dist.all_reduce(box, dist.ReduceOp.MIN, group=self.group)
-        return float(box.item())
+        exchange = dist.all_reduce(box, dist.ReduceOp.MIN, group=self.group, async_op=True)
+
+        def answer() -> float:
+            exchange.wait()
+            return float(box.item())
+
+        return answer
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -35,9 +35,13 @@ def uniform(seed: int, step: int, ids: Tensor, draws: int, first: int = 0) -> Te
 def hashes(seed: int, step: int, ids: Tensor, count: int, first: int = 0) -> Tensor:
     """(B, count) int64 hashes, for the draws from number `first` on."""
     key = _mix_number(_mix_number(seed & _MASK) ^ _mix_number((step + _GOLDEN) & _MASK))
-    streams = _mix_(ids.mul(_signed(_GOLDEN)).add_(_signed(key)))
-    counters = torch.arange(first + 1, first + 1 + count, device=ids.device).mul_(_signed(_GOLDEN))
-    return _mix_(streams[:, None] + counters)
+    streams = derived(torch.tensor(_signed(key), device=ids.device), ids)
+    return derived(streams[:, None], torch.arange(first + 1, first + 1 + count, device=ids.device))
+
+
+def derived(keys: Tensor, numbers: Tensor) -> Tensor:
+    """Hashes of (key, number), int64 as both are, which are keys again; the two are broadcast."""
+    return _mix_(keys + numbers.mul(_signed(_GOLDEN)))
 
 
 def _mix_(z: Tensor) -> Tensor:

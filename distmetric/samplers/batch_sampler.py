@@ -41,19 +41,25 @@ def check_same_settings(own: Mapping[str, Any], state: Mapping[str, Any]) -> Non
     """Refuse to go on with a plan that was made with other settings.
 
     Args:
-        own: Settings that the plan depends on, by name; `name` is the sampler's.
+        own: Settings that the plan depends on, by name; `name` is the sampler's, and `order` the number of the way in
+            which this version of the package orders rows.
         state: The other sampler's state, which holds its settings beside other things.
 
     Raises:
         ConfigError: For the first that differs, with the value to set.
     """
-    name, before = own["name"], state.get("name", "pk")  # what wrote no name knew one sampler
+    if state.get("order") != own["order"]:
+        raise ConfigError(
+            f"sampler={own['name']} orders rows in another way than the version of distmetric that wrote the "
+            "checkpoint: resume the run with that version, or start a new one"
+        )
+    name, before = own["name"], state["name"]
     if name != before:
         raise ConfigError(
             f"sampler={name} differs from the checkpoint's {before}: set sampler={before} or start a new run"
         )
     for key, value in own.items():
-        if key != "name" and (before := state.get(key)) != value:
+        if key not in ("name", "order") and (before := state.get(key)) != value:
             raise ConfigError(
                 f"sampler.{key}={value} differs from the checkpoint's {before}: "
                 f"set sampler.{key}={before} or start a new run"

@@ -20,7 +20,7 @@ from distmetric.samplers.batch_sampler import Rows, check_same_settings
 from distmetric.samplers.least_visited import LeastVisited
 from distmetric.samplers.neighbor_batches import BatchPlanner, Hardness, PlannedBatch
 from distmetric.samplers.neighborhoods import ClassNeighborhood, Neighborhood, RowNeighborhood
-from distmetric.samplers.reading_order import ClassRows
+from distmetric.samplers.reading_order import ORDER, ClassRows
 
 # What the settings that may follow the steps may be.
 _BOUNDS = {
@@ -190,7 +190,7 @@ class HardNeighborSampler:
             raise ValueError(f"hardness={hardness} is wrong: 0 <= hardness <= 1")
         neighborhood = None if snapshot is None else self._neighborhood(snapshot)
         before, after = self._visits, self._visits.copy()
-        order = self._rows.generator(0, round).permutation(self._rows.num_classes)
+        order = self._rows.generator(round).permutation(self._rows.num_classes)
         queue = LeastVisited(after, order)
         planner = BatchPlanner(
             self._rows, queue, neighborhood, self.batch_size, self.config.mates, self.config.max_lead
@@ -279,7 +279,8 @@ class HardNeighborSampler:
         self._visits, self._next_round, self._rounds = visits, int(state["round"]), {}
 
     def _settings(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self.config).items() if key not in _OUTSIDE}
+        settings = {key: value for key, value in asdict(self.config).items() if key not in _OUTSIDE}
+        return settings | {"order": ORDER}
 
     def _round(self, round: int) -> _Round:
         rounds = self._rounds

@@ -45,13 +45,14 @@ class PlannedBatch:
     def rows(self, rows: ClassRows, size: int) -> Rows:
         """(size,) catalog rows: of each class those it has to give, then the next ones in reading order, K in all."""
         chosen = []
-        for label, visit in zip(self.classes, self.visits, strict=True):
-            places = rows.places(label, visit)
+        read = rows.places(self.classes, self.visits)
+        ends = np.cumsum(rows.gives[self.classes])[:-1]
+        for label, places in zip(self.classes, np.split(read, ends), strict=True):
             if (first := self.first_rows.get(label)) is not None:
                 others = places[~np.isin(places, first)]
                 places = np.concatenate([first, others])[: len(places)]
-            chosen.append(rows.catalog_rows[places])
-        return np.concatenate(chosen)[:size]
+            chosen.append(places)
+        return rows.catalog_rows[np.concatenate(chosen)[:size]]
 
 
 @dataclass
@@ -118,7 +119,7 @@ class BatchPlanner:
     def plan(self, step: int, hardness: Hardness) -> PlannedBatch:
         """The batch of the next step."""
         most_visits = self.queue.open_batch() + self.max_lead
-        draws = self.rows.generator(0, step, _STEP)
+        draws = self.rows.generator(step, _STEP)
         offset = float(draws.random())
         fraction = hardness.fraction if self.neighborhood is not None else 0.0
         self._missing = self.batch_size

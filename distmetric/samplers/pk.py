@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from distmetric.samplers.batch_sampler import Rows, check_same_settings
-from distmetric.samplers.reading_order import ClassRows
+from distmetric.samplers.reading_order import ORDER, ClassRows
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -75,8 +75,7 @@ class PKSampler:
         visit, position = divmod(step, self._classes.num_classes // self.classes_per_batch)
         order = np.roll(self._class_order(visit), -position * self.classes_per_batch)
         full = int(np.searchsorted(np.cumsum(self._classes.gives[order]), self.batch_size)) + 1
-        chosen = [self._classes.rows(int(c), visit) for c in order[:full]]
-        return np.concatenate(chosen)[: self.batch_size]
+        return self._classes.rows(order[:full], visit)[: self.batch_size]
 
     def state_dict(self, step: int) -> dict[str, Any]:  # noqa: ARG002
         """What the plan depends on beside the data; it is the same for all steps."""
@@ -95,12 +94,13 @@ class PKSampler:
     def _settings(self) -> dict[str, Any]:
         return {
             "name": "pk",
+            "order": ORDER,
             "classes_per_batch": self.classes_per_batch,
             "samples_per_class": self.samples_per_class,
         }
 
     def _class_order(self, visit: int) -> Rows:
         if self._pass[0] != visit:
-            order = self._classes.generator(0, visit).permutation(self._classes.num_classes)
+            order = self._classes.generator(visit).permutation(self._classes.num_classes)
             self._pass = (visit, order)
         return self._pass[1]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 
 from distmetric.errors import ConfigError
+from distmetric.functional.counter_random import derived
 
 Rows = NDArray[np.int64]
+
+ORDER = 2
+"""Number of the way in which rows are ordered; a change of it changes what a seed stands for."""
+
+_MEMBER = (1 << 32) - 1  # where a row's number in its class stands in a key
 
 
 class ClassRows:
@@ -25,7 +32,7 @@ class ClassRows:
         per_visit: K.
         seed: Key of the orders.
 
-    Cost: O(M log M) once, O(n) for a visit.
+    Cost: O(M log M) once, O(n log n) for a visit of a class of n rows.
     """
 
     def __init__(self, rows: Rows, labels: Rows, per_visit: int, seed: int) -> None:
@@ -41,17 +48,39 @@ class ClassRows:
         """C."""
         return len(self.counts)
 
-    def places(self, label: int, visit: int) -> Rows:
-        """Places of the rows that a class gives on a visit, counted from 0; min(n, K) of them, in reading order."""
-        count, take = int(self.counts[label]), self.per_visit
-        cycle, slot = divmod(visit, max(1, count // take))
-        order = self.generator(1 + label, cycle).permutation(count)[slot * take : (slot + 1) * take]
-        places: Rows = self._places[self._starts[label] + order]
+    def places(self, classes: ArrayLike, visits: ArrayLike) -> Rows:
+        """Places of the rows that classes give on their visits.
+
+        Args:
+            classes: (P,) or one.
+            visits: (P,) or one, counted from 0.
+
+        Returns:
+            Those of the first class, then of the second ...; min(n, K) of each, in reading order.
+        """
+        classes = np.atleast_1d(np.asarray(classes, dtype=np.int64))
+        counts, takes = self.counts[classes], self.gives[classes]
+        cycles, slots = np.divmod(np.asarray(visits, dtype=np.int64), np.maximum(1, counts // self.per_visit))
+        keys = self._keys(classes, cycles, counts)
+        firsts = np.cumsum(counts) - counts
+        for first, count in zip(firsts.tolist(), counts.tolist(), strict=True):
+            keys[first : first + count].sort()
+        members = keys[_runs(firsts + slots * self.per_visit, takes)] & _MEMBER
+        places: Rows = self._places[np.repeat(self._starts[classes], takes) + members]
         return places
 
-    def rows(self, label: int, visit: int) -> Rows:
+    def _keys(self, classes: Rows, cycles: Rows, counts: Rows) -> Rows:
+        """(sum n,) a random number for each row of each class in its upper half, and its number there in the lower."""
+        streams = derived(torch.tensor(self.seed), torch.from_numpy(classes))
+        streams = derived(streams, torch.from_numpy(np.broadcast_to(cycles, counts.shape).copy()))
+        members = torch.from_numpy(_runs(np.zeros_like(counts), counts))
+        keys = derived(streams.repeat_interleave(torch.from_numpy(counts)), members + 1)
+        # Equal numbers, which are rare, are told apart by what is below: the order is the same on every machine.
+        return keys.bitwise_and_(~_MEMBER).bitwise_or_(members).numpy()
+
+    def rows(self, classes: ArrayLike, visits: ArrayLike) -> Rows:
         """Catalog rows at these places."""
-        rows: Rows = self.catalog_rows[self.places(label, visit)]
+        rows: Rows = self.catalog_rows[self.places(classes, visits)]
         return rows
 
     def classes(self) -> NDArray[np.int32]:
@@ -60,12 +89,10 @@ class ClassRows:
         classes[self._places] = np.repeat(np.arange(self.num_classes, dtype=np.int32), self.counts)
         return classes
 
-    def generator(self, stream: int, counter: int, purpose: int = 0) -> np.random.Generator:
-        """Random numbers of their own for every combination; stream 0 is free, 1 + c is class c's."""
+    def generator(self, counter: int, purpose: int = 0) -> np.random.Generator:
+        """Random numbers of their own for every combination."""
         # Philox is a counter-based generator: a key and a counter give the same numbers whatever was drawn before.
-        return np.random.Generator(
-            np.random.Philox(key=[self.seed, stream], counter=[0, 0, purpose, counter])
-        )
+        return np.random.Generator(np.random.Philox(key=[self.seed, 0], counter=[0, 0, purpose, counter]))
 
     def check_batch(self, classes_per_batch: int) -> None:
         """Check that batches of P classes x K rows can be formed.
@@ -94,3 +121,8 @@ class ClassRows:
                 f"sampler.classes_per_batch={p} x sampler.samples_per_class={k} needs {p * k} rows but "
                 f"the training classes can give {available}: set sampler.classes_per_batch={available // k} or less"
             )
+
+
+def _runs(firsts: Rows, lengths: Rows) -> Rows:
+    """first, first + 1, ... first + length - 1 of each run, one run after the other."""
+    return np.repeat(firsts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())

@@ -13,9 +13,9 @@ from distmetric.functional.distances import at_least_float32, squared_distance_b
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.functional.label_bands import label_ranges
 
-# Distances are measured from at most this many own anchors, to at most that many columns for percentiles: a sample of
-# the joint batch large enough for them, and small beside the loss. Of an anchor's positives the first ones are looked
-# at, since columns that are evenly spread would hardly meet any.
+# Distances are measured from about this many anchors, over all ranks, to at most that many columns for percentiles: a
+# sample of the joint batch large enough for them, and small beside the loss. Of an anchor's positives the first ones
+# are looked at, since columns that are evenly spread would hardly meet any.
 MAX_ANCHORS, MAX_COLUMNS, MAX_POSITIVES = 128, 4096, 64
 
 
@@ -43,11 +43,11 @@ class BatchDistances:
 
 @torch.no_grad()
 def batch_distances(batch: JointBatch) -> BatchDistances:
-    """Measure a batch from at most `MAX_ANCHORS` of this rank's anchors, evenly spread.
+    """Measure a batch from this rank's share of `MAX_ANCHORS` anchors, evenly spread.
 
     Cost: A N D multiplications. Nothing is read back from the device where the batch knows its labels on the host.
     """
-    anchor_step = max(1, math.ceil(len(batch.anchors) / MAX_ANCHORS))
+    anchor_step = max(1, math.ceil(len(batch.anchors) * batch.world_size / MAX_ANCHORS))
     anchors = at_least_float32(batch.anchors.detach()[::anchor_step])
     columns = at_least_float32(batch.columns.detach())
     labels = batch.labels[::anchor_step].contiguous()

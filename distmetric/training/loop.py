@@ -31,8 +31,8 @@ def train(worker: Worker) -> TrainResult:
     `log_every` steps, the measurements; and where a sampler plans rounds from the neighbor index, before each of them,
     to agree on the snapshot. Labels and ids of all ranks are known from the plan. Nobody waits for the index: `plan`
     takes the snapshot that is there, `share` leaves embeddings for a thread to send. Nor does the host wait for a GPU
-    between two logs. Only rank 0 writes, but for sharded classes, of which everyone writes its own. Before a step the
-    hosts exchange one number: whether anybody was asked to stop.
+    between two logs. Only rank 0 writes, but for sharded classes, of which everyone writes its own. During a
+    step the hosts exchange one number: whether anybody was asked to stop.
     """
     started, config, clock = time.monotonic(), worker.config, worker.ledger
     worker.embedder.train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 from distmetric.config.signals import signal_name
@@ -69,18 +70,28 @@ class Wishes:
 
     def __init__(self, request: StopRequest | None, replica: Replica) -> None:
         self._request, self._replica = request, replica
+        self._answer: Callable[[], float] | None = None
         self.stopped = ""
         """Why the training ends early; empty as long as it does not."""
 
     def agree(self) -> Wish:
         """The most urgent wish that any rank was told; all ranks call it.
 
+        With several ranks it is what they were told by the time of the last call: the numbers that the hosts exchange
+        are on their way during a step, and nobody waits for them. On a single rank it is what was told by now.
+
         Cost: one exchange of a number between the hosts; none on a single rank, nor once the training ends.
         """
         if self.stopped or self._request is None:
             return "stop" if self.stopped else ""
-        own = _WISHES.index(self._request.wanted())
-        wish = _WISHES[int(-self._replica.min(-own))]
+        wish = self._request.wanted() if self._replica.world_size == 1 else self._heard(self._request)
         if wish == "stop":
             self.stopped = self._request.reason() or "a signal to another rank"
+        return wish
+
+    def _heard(self, request: StopRequest) -> Wish:
+        """What the ranks were told by the last call; what they are told now is sent out."""
+        wish = "" if self._answer is None else _WISHES[int(-self._answer())]
+        if wish != "stop":
+            self._answer = self._replica.min_later(-_WISHES.index(request.wanted()))
         return wish

@@ -156,6 +156,7 @@ def test_chunks_on_ragged_ranks_give_the_gradient_of_one_process(name) -> None:
 PEAKS = """
 import torch
 from torch import nn
+from distmetric.benchmarks.memory import PeakMemory, give_back_free
 from distmetric.distributed import GradientCache
 
 torch.set_num_threads(1)

@@ -19,20 +19,33 @@ def sampler_of(counts: list[int], p: int, k: int, seed: int = 0) -> tuple[PKSamp
     return PKSampler(rows, labels, p, k, seed), dict(zip(rows.tolist(), labels.tolist(), strict=True))
 
 
-def numbers(seed: int, stream: int, counter: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter]))
+def mixed(key: int, number: int) -> int:
+    """SplitMix64's mixer, on numbers without a sign."""
+    z = (key + number * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def reading(seed: int, label: int, cycle: int, count: int) -> list[int]:
+    """Rows of a class by the upper half of their hashes, as numbers with a sign."""
+    key = mixed(mixed(seed, label), cycle)
+    hashes = [mixed(key, member + 1) >> 32 for member in range(count)]
+    signed = [value - 2**32 if value >= 2**31 else value for value in hashes]
+    return sorted(range(count), key=lambda member: (signed[member], member))
 
 
 def written_out(rows, labels, p: int, k: int, seed: int, step: int) -> list[int]:
-    """The plan of a step as runs of version 0.1 had it: what resumes them must not change."""
+    """The plan of a step of order 2: what resumes a run with it must not change."""
     members = [sorted(rows[labels == label].tolist()) for label in sorted(set(labels.tolist()))]
     visit, position = divmod(step, len(members) // p)
-    order = numbers(seed, 0, visit).permutation(len(members)).tolist()
+    passes = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, visit]))
+    order = passes.permutation(len(members)).tolist()
     batch: list[int] = []
     for label in order[position * p :] + order[: position * p]:
         cycle, slot = divmod(visit, max(1, len(members[label]) // k))
-        reading = numbers(seed, 1 + label, cycle).permutation(len(members[label]))
-        batch += [members[label][place] for place in reading[slot * k : (slot + 1) * k]]
+        read = reading(seed, label, cycle, len(members[label]))
+        batch += [members[label][place] for place in read[slot * k : (slot + 1) * k]]
         if len(batch) >= p * k:
             break
     return batch[: p * k]
