@@ -15,7 +15,17 @@ import psutil
 
 from distmetric.benchmarks.training_job import kill
 
-__all__ = ["REPOSITORY", "descendants", "end", "finished", "kill", "running", "start", "steps_saved", "wait_for"]
+__all__ = [
+    "REPOSITORY",
+    "descendants",
+    "end",
+    "finished",
+    "kill",
+    "running",
+    "start",
+    "steps_saved",
+    "wait_for",
+]
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -19,6 +19,7 @@ from distmetric.data.decode import (
 from distmetric.data.items import Item
 from distmetric.data.sources import MAX_IMAGE_BYTES, Sources
 from distmetric.data.tally import IngestResult, Tally
+from distmetric.data.turned import turned
 from distmetric.errors import InputError
 from distmetric.progress import Progress
 
@@ -40,6 +41,7 @@ def ingest(
     test_groups: Collection[str] = (),
     validation_groups: Collection[str] = (),
     seed: int = 0,
+    turned_classes: bool = False,
     allow_shared_classes: bool = False,
     on_bad_image: str = "skip",
     max_image_bytes: int = MAX_IMAGE_BYTES,
@@ -79,6 +81,8 @@ def ingest(
         test_groups: Groups for testing, with "group".
         validation_groups: Groups for validation, with "group".
         seed: Seed of the split, with "ratio".
+        turned_classes: Whether every class for training is there four times: as it is, and turned by 90, 180 and 270
+            degrees as the classes NAME@90 ...; with "group" or "given", which say beforehand what is for training.
         allow_shared_classes: Accept a class in train and in test, with "given".
         on_bad_image: "skip" lists unusable images in the result, "error" stops at the first one.
         max_image_bytes: Most bytes of one image file, counted while unpacking.
@@ -95,7 +99,7 @@ def ingest(
     """
     layouts = [layout] if isinstance(layout, str) else list(layout or ())
     split_by = split_by or ("given" if layouts else "ratio")
-    _check_options(split_by, test_groups, on_bad_image, layouts)
+    _check_options(split_by, test_groups, on_bad_image, layouts, turned_classes)
     splitting.check_fractions(test_fraction, validation_fraction)
     started = time.monotonic()
     tally = Tally(on_bad_image == "error")
@@ -115,6 +119,9 @@ def ingest(
                 tally.reject(item.origin, size)
             else:
                 _write(writer, item, size, tally, split_by == "given")
+                if turned_classes and _is_training(item, (*test_groups, *validation_groups)):
+                    for copy in turned(item):
+                        _write(writer, copy, check_image(copy.data, max_pixels), tally, split_by == "given")
         progress.update(tally.read - progress.done)
         progress.close()
         if len(tally.classes) < 2:
@@ -131,7 +138,11 @@ def ingest(
 
 
 def _check_options(
-    split_by: str, test_groups: Collection[str], on_bad_image: str, layouts: Collection[str]
+    split_by: str,
+    test_groups: Collection[str],
+    on_bad_image: str,
+    layouts: Collection[str],
+    turned_classes: bool,
 ) -> None:
     if split_by not in ("ratio", "group", "given"):
         raise InputError(f"split_by={split_by!r}: choose ratio, group or given")
@@ -139,8 +150,18 @@ def _check_options(
         raise InputError(f"split_by={split_by}: layout={','.join(layouts)} has splits; leave split_by out")
     if split_by == "group" and not test_groups:
         raise InputError("split_by=group needs test_groups: name the groups to test on")
+    if turned_classes and split_by == "ratio":
+        raise InputError(
+            "turned_classes=true needs to know beforehand which classes are for training: set split_by=group with "
+            "test_groups, or split_by=given"
+        )
     if on_bad_image not in ("skip", "error"):
         raise InputError(f"on_bad_image={on_bad_image!r}: choose skip or error")
+
+
+def _is_training(item: Item, other_groups: Collection[str]) -> bool:
+    split = item.labels.split
+    return item.group not in other_groups if split is None else split == "train"
 
 
 def _too_few(tally: Tally) -> str:

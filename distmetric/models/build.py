@@ -130,6 +130,7 @@ def _embedder(spec: AnySpec, trunk: nn.Module, attribute_values: Mapping[str, Se
         temporal=None if spec.frames_per_clip is None else spec.temporal,
         attribute_groups=spec.attribute_groups,
         norm=_local_norm(spec),
+        views=spec.views,
     )
 
 

@@ -20,6 +20,7 @@ from distmetric.models.temporal import (
     by_attribute,
     divided,
 )
+from distmetric.models.views import view
 
 
 class Embedder(nn.Module):
@@ -50,6 +51,8 @@ class Embedder(nn.Module):
             which reads attributes through an attention of their own; None for images.
         attribute_groups: Names of attributes, group by group, each with an attention map; None for one group.
         norm: Normalization in the attribute attention.
+        views: In how many ways an image is seen where the model is not in training mode (`models/views.py`): its
+            embedding is the mean of theirs, scaled to length one where they are, its logits are the mean of theirs.
 
     Attributes:
         embedding_dim: Length D of an embedding.
@@ -81,6 +84,7 @@ class Embedder(nn.Module):
         temporal: Temporal | None = None,
         attribute_groups: Sequence[Sequence[str]] | None = None,
         norm: Norm = "batch",
+        views: int = 1,
     ) -> None:
         super().__init__()
         if len(image_mean) != len(image_std) or not image_mean or min(image_std) <= 0:
@@ -93,6 +97,7 @@ class Embedder(nn.Module):
         self._layout = torch.preserve_format
         self.pooling: nn.Module = pooling_layer(pooling)
         self.normalize = normalize
+        self.views = views
         self.embedding_dim = embedding_dim
         self.channels = image_shape[0] if image_shape else (len(image_mean) if len(image_mean) > 1 else None)
         repeats = self.channels if self.channels and len(image_mean) == 1 else 1
@@ -137,8 +142,24 @@ class Embedder(nn.Module):
         Raises:
             InputError: The images have another layout or number type.
         """
-        embeddings, logits = self.from_features(self.features(images))
+        if self.training or self.views == 1:
+            embeddings, logits = self.from_features(self.features(images))
+        else:
+            embeddings, logits = self._mean_over_views(images)
         return (embeddings, logits) if with_attributes else embeddings
+
+    def _mean_over_views(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = images.to(self.image_mean.dtype)
+        if images.dtype == torch.uint8:
+            pixels = pixels / 255
+        frames = pixels.flatten(0, 1) if images.dim() == 5 else pixels
+        seen = [
+            self.from_features(self.features(view(frames, number).view_as(pixels)))
+            for number in range(self.views)
+        ]
+        embeddings = torch.stack([rows for rows, _ in seen]).mean(0)
+        logits = {name: torch.stack([each[name] for _, each in seen]).mean(0) for name in seen[0][1]}
+        return unit_length(embeddings) if self.normalize else embeddings, logits
 
     def features(self, images: Tensor) -> Tensor:
         """The first and costly part of `forward`, sample by sample: trunk and pooling, -> (B, F)."""

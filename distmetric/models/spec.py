@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Pooling = Literal["avg", "max", "gem", "flatten"]
 Temporal = Literal["mean", "attention", "attribute_attention"]
 Head = Literal["linear_bn", "linear", "mlp", "none"]
+MAX_VIEWS: Final = 9
+"""Most views of an image that `models/views.py` knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class EmbedderSpec:
     """What maps the pooled features to the embedding; linear_bn standardizes each dimension over the joint batch."""
     normalize: bool = True
     """Whether embeddings are scaled to length one."""
+    views: int = 1
+    """In how many slightly turned, shifted and scaled ways a trained model sees an image, to average: 1 to 9."""
     image_mean: list[float] | None = None
     """Mean per channel to subtract from images in [0, 1]; null takes the trunk's own, else 0.5."""
     image_std: list[float] | None = None
@@ -44,11 +48,13 @@ class EmbedderSpec:
     """Groups of model.attributes that share an attention map with temporal=attribute_attention; null: one group."""
 
     def __post_init__(self) -> None:
-        """Check the size of the images, which a property reads.
+        """Check the size of the images, which a property reads, and the views.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is none, or there are too many or none.
         """
+        if not 1 <= self.views <= MAX_VIEWS:
+            raise ValueError(f"views={self.views} is wrong: 1 to {MAX_VIEWS} are known")
         sides = self.image_size if isinstance(self.image_size, list) else [self.image_size] * 2
         if len(sides) != 2 or min(sides) < 1:
             raise ValueError(

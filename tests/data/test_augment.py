@@ -13,6 +13,8 @@ EVERYTHING = AugmentSpec(
     scale_min=0.7,
     scale_max=1.3,
     shear=10,
+    elastic=0.05,
+    stroke=0.5,
     crop_area=0.4,
     flip=0.5,
     erase=0.5,
@@ -27,6 +29,8 @@ ONE_AT_A_TIME = {
     "translate": AugmentSpec(translate=0.2, fill=1.0),
     "scale": AugmentSpec(scale_min=0.5, scale_max=1.5, fill="border"),
     "shear": AugmentSpec(shear=20),
+    "elastic": AugmentSpec(elastic=0.1),
+    "stroke": AugmentSpec(stroke=0.8),
     "crop": AugmentSpec(crop_area=0.3),
     "flip": AugmentSpec(flip=0.5),
     "erase": AugmentSpec(erase=0.9),
@@ -156,6 +160,39 @@ def test_shear_moves_rows_against_each_other():
     assert rows == pytest.approx([-10] * 50, abs=0.1)
     assert 4 < max(columns) < 10 * 0.58
     assert -10 * 0.58 < min(columns) < -4
+
+
+def test_a_warp_shifts_the_points_of_its_grid_and_is_smooth_between_them():
+    size, largest = 96, 0.1
+    ramp = torch.linspace(0.5 / size, 1 - 0.5 / size, size)
+    planes = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)])
+    ids = torch.arange(5)
+    warped = augment(planes.expand(5, 2, size, size), AugmentSpec(elastic=largest, fill="border"), 3, 8, ids)
+    # Where a ramp goes from 0 to 1, how far a value is off is how far its place was shifted.
+    shifts = (warped - planes)[..., 8:-8, 8:-8]
+    assert shifts.abs().max() <= largest
+    draws = uniform(3, 8, ids, 32, 32).view(5, 4, 4, 2) * 2 * largest - largest
+    for row, column in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        down, right = (round(place / 3 * size) for place in (row, column))
+        near = (warped - planes)[:, :, down - 1 : down + 1, right - 1 : right + 1].mean((2, 3))
+        torch.testing.assert_close(near.double(), draws[:, row, column], atol=1e-3, rtol=0)
+    # Between two points a third apart a shift changes by 2 x 0.1 at most, 1.5 times as fast in the middle.
+    for axis in (-1, -2):
+        assert shifts.diff(dim=axis).abs().max() <= 1.5 * 2 * largest / (size / 3) + 1e-5
+
+
+def test_strokes_become_thicker_and_thinner_about_as_often():
+    line = torch.zeros(200, 1, 9, 9)
+    line[..., 4, :] = 1.0
+    varied = augment(line, AugmentSpec(stroke=0.6), 0, 0, torch.arange(200))
+    beside, on = varied[:, 0, 3, 4], varied[:, 0, 4, 4]
+    thicker = beside > 0
+    assert 70 < thicker.sum() < 130
+    torch.testing.assert_close(on[thicker], torch.ones(int(thicker.sum())))
+    assert (on[~thicker] < 1).all()
+    assert 0.5 < beside.max() <= 0.6
+    assert 0.4 <= on.min() < 0.5
+    assert (varied[:, 0, [0, 1, 7, 8]] == 0).all()
 
 
 def test_crop_shows_a_part_of_at_least_that_area():

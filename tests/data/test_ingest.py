@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from distmetric.data.catalog import Catalog
 from distmetric.data.ingest import ingest
@@ -103,11 +106,61 @@ def test_a_failed_ingest_keeps_the_old_catalog(tmp_path: Path, out: Path) -> Non
         ({"split_by": "given"}, "a/0.png: has no split"),
         ({"test_fraction": 1.5}, "test_fraction=1.5"),
         ({"on_bad_image": "ignore"}, "on_bad_image='ignore': choose skip or error"),
+        (
+            {"turned_classes": True},
+            "turned_classes=true .* set split_by=group with test_groups, or split_by=given",
+        ),
     ],
 )
 def test_options_that_cannot_be_met(tmp_path: Path, out: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ingest([make_folder(tmp_path / "in", FILES)], out, **options)
+
+
+def test_classes_for_training_are_turned_by_quarters_and_others_are_not(tmp_path: Path, out: Path) -> None:
+    files = {f"{group}/{i}/{k}.png": png(10 * i + k) for group in "xyz" for i in range(2) for k in range(3)}
+    source = make_folder(tmp_path / "in", files)
+    grouped = {"split_by": "group", "test_groups": ["y"], "validation_groups": ["z"], "turned_classes": True}
+    result = ingest([source], out, **grouped)
+    assert result.split_classes == {"test": 2, "train": 8, "validation": 2}
+    assert result.splits == {"test": 6, "train": 24, "validation": 6}
+    catalog = Catalog.open(out)
+    images: dict[str, list[np.ndarray]] = {}
+    for row in range(len(catalog)):
+        pixels = np.asarray(Image.open(io.BytesIO(catalog.image_bytes(row))))
+        images.setdefault(catalog.label_names[catalog.labels[row]], []).append(pixels)
+        assert (catalog.heights[row], catalog.widths[row]) == pixels.shape[:2]
+    assert {name for name in images if "@" in name} == {
+        f"x/{i}@{turn}" for i in (0, 1) for turn in (90, 180, 270)
+    }
+    for i in (0, 1):
+        for quarters in (1, 2, 3):
+            for turned, image in zip(images[f"x/{i}@{90 * quarters}"], images[f"x/{i}"], strict=True):
+                np.testing.assert_array_equal(turned, np.rot90(image, quarters))
+    again = ingest([source], out, **grouped)
+    assert again.fingerprint == result.fingerprint
+
+
+def test_what_png_cannot_hold_and_orientations_are_minded(tmp_path: Path, out: Path) -> None:
+    colors = Image.new("CMYK", (5, 3), (10, 200, 30, 0))
+    upright = Image.new("L", (5, 3), 7)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees
+    kept: dict[str, bytes] = {}
+    for name, image, more in (("cmyk", colors, {}), ("exif", upright, {"exif": exif})):
+        stored = io.BytesIO()
+        image.save(stored, "JPEG", **more)
+        kept[name] = stored.getvalue()
+    files = {f"x/{name}/{k}.jpg": data for name, data in kept.items() for k in range(2)}
+    source = make_folder(tmp_path / "in", files | {"y/0/0.png": png(1)})
+    ingest([source], out, split_by="group", test_groups=["y"], turned_classes=True)
+    catalog = Catalog.open(out)
+    sizes = {
+        catalog.label_names[label]: (width, height)
+        for label, width, height in zip(catalog.labels, catalog.widths, catalog.heights, strict=True)
+    }
+    assert (sizes["x/cmyk@90"], sizes["x/cmyk@180"]) == ((3, 5), (5, 3))
+    assert (sizes["x/exif@90"], sizes["x/exif@180"]) == ((5, 3), (3, 5))
 
 
 def test_ratio_splits_are_seeded_and_class_disjoint(tmp_path: Path, out: Path) -> None:

@@ -35,6 +35,8 @@ class IngestJob:
     """Groups for validation (group)."""
     seed: int = 0
     """Key of the split (ratio)."""
+    turned_classes: bool = False
+    """Whether classes for training are there four times, turned by quarters as classes of their own (group, given)."""
     allow_shared_classes: bool = False
     """Accept a class in training and in test (given)."""
     on_bad_image: Literal["skip", "error"] = "skip"
