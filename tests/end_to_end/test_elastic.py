@@ -23,7 +23,9 @@ from runs import FEW_GLYPHS, run_once, tiny_config
 
 STEPS = 800
 SETTINGS = (
-    *("debug=tiny", *FEW_GLYPHS, "model.widths=[8, 8]", "model.embedding_dim=16", "loss=lifted_structure"),
+    *("debug=tiny", *FEW_GLYPHS, "model.widths=[8, 8]", "model.embedding_dim=16"),
+    # Class vectors that are divided anew whenever the number of workers changes.
+    *("loss=cosface", "loss.scale=8", "loss.sharded=true"),
     *("model.norm=sync_batch", "train.precision=float64", "optim=sgd", "optim.lr=0.01"),
     # 15 rows for two workers are 8 and 7.
     *("sampler.classes_per_batch=5", "sampler.samples_per_class=3"),
