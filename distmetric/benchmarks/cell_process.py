@@ -89,6 +89,6 @@ def _end_with_parent(parent: int) -> None:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    # All is said. What the interpreter would still take apart, in an order of its own, includes threads of gloo, and has
-    # been seen to end a process whose result was there with "terminate called without an active exception".
+    # All is said. What the interpreter would still take apart, in an order of its own, includes threads of gloo, and
+    # has been seen to end a process whose result was there with "terminate called without an active exception".
     os._exit(code)

@@ -147,7 +147,8 @@ def _dataclass(schema: type, value: Any, key: str) -> Any:
         )
         if name not in value and not optional:
             raise ConfigError(f"{_join(key, name)} is required: give it as {_join(key, name)}=...")
-    decoded = {name: _decode(hints[name], item, _join(key, name)) for name, item in value.items()}
+    given = [name for name in fields if name in value]
+    decoded = {name: _decode(hints[name], value[name], _join(key, name)) for name in given}
     try:
         return schema(**decoded)
     except ValueError as error:

@@ -163,6 +163,9 @@ class TrainConfig:
     """bfloat16: autocast of the trunk, with float32 weights, similarities and loss. float64: for equality tests."""
     chunk_size: int | Literal["auto"] | None = None
     """Images that a worker takes through the trunk at a time; null: its whole share; auto: what memory is free for."""
+    local_batches: int = 1
+    """Into how many parts the global batch is divided that are each compared within themselves alone, as by so many
+    workers that gather nothing, to see what gathering is worth; 1: everything is compared with everything."""
     log_every: int = 10
     """Steps between two transfers of the per-step measurements to the tracker (every step is logged)."""
     channels_last: bool = False
@@ -307,9 +310,10 @@ class Config:
     """Write report.html into the run's folder at the end."""
     allow_custom_targets: bool = False
     """Whether `model.target` may name code outside this package, which is imported and run; never taken from a run."""
+    model: AnySpec
+    """Before the data, whose images are as large by default: what is wrong is told of the setting that was given."""
     data: DataConfig
     augment: AugmentSpec
-    model: AnySpec
     loss: LossConfig
     miner: MinerConfig
     sampler: SamplerConfig

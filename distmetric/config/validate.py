@@ -64,6 +64,7 @@ def validate(config: Config) -> None:
         )
     _check_milestones(config.schedule)
     _check_slices(sampler, trainer)
+    _check_local_batches(config)
     _check_losses(config, sampler.classes_per_batch * sampler.samples_per_class)
     _check_neighbors(config)
     check_attributes(config)
@@ -134,6 +135,33 @@ def _check_slices(sampler: SamplerConfig, trainer: TrainerConfig) -> None:
     elif batch % workers:
         nearest = _nearest_divisible(classes, samples, workers)
         raise ConfigError(f"{given}: set sampler.classes_per_batch={nearest}")
+
+
+def _check_local_batches(config: Config) -> None:
+    parts, classes, trainer = config.train.local_batches, config.sampler.classes_per_batch, config.trainer
+    _at_least("train.local_batches", parts, 1)
+    if parts == 1:
+        return
+    given = f"train.local_batches={parts}"
+    if classes % parts or classes < 2 * parts:
+        raise ConfigError(
+            f"{given} cannot share out sampler.classes_per_batch={classes} with two or more for each: set "
+            f"sampler.classes_per_batch={max(2, classes // parts) * parts}"
+        )
+    if trainer.is_elastic or parts % trainer.max_workers:
+        raise ConfigError(
+            f"{given} cannot be divided among trainer.num_workers={trainer.num_workers}: set trainer.num_workers=1, or "
+            f"train.local_batches={trainer.max_workers}"
+        )
+    for key, loss in nested_losses(config.loss, "loss"):
+        if isinstance(loss, CrossBatchMemoryConfig):
+            raise ConfigError(
+                f"{given} with {key}.name=cross_batch_memory, which remembers the global batch: set one"
+            )
+        if getattr(loss, "sharded", False):
+            raise ConfigError(
+                f"{given} with {key}.sharded=true, which needs the global batch: set one of them"
+            )
 
 
 def _check_evaluation(config: Config) -> None:

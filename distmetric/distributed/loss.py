@@ -30,6 +30,9 @@ class DistributedLoss(nn.Module):
         replica: Who this rank is; by default the current process group, or one lone process.
         miner: One of `distmetric.miners`, or a miner of pytorch-metric-learning, which every rank then runs over the
             whole joint batch.
+        parts: Into how many parts of equal size, a multiple of the ranks, the joint batch is divided, each of which is
+            compared within itself alone: what as many ranks do that gather nothing, for comparison with what all ranks
+            together do. L is the mean over the parts then.
 
     Cost: 1/W of the pair work per rank, N D values gathered, four numbers a term reduced.
 
@@ -42,11 +45,15 @@ class DistributedLoss(nn.Module):
         loss: MetricLoss | nn.Module,
         replica: Replica | None = None,
         miner: Miner | Callable[..., Any] | None = None,
+        parts: int = 1,
     ) -> None:
         super().__init__()
         self.loss = loss if isinstance(loss, MetricLoss) else WholeBatchLoss(loss)
         self.replica = Replica.current() if replica is None else replica
         self.miner = miner
+        if parts > 1 and parts % self.replica.world_size:
+            raise ValueError(f"parts={parts} cannot be divided among {self.replica.world_size} ranks")
+        self.parts = parts
 
     def forward(self, embeddings: Tensor, labels: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """The loss of the joint batch.
@@ -66,6 +73,8 @@ class DistributedLoss(nn.Module):
 
     def joint(self, batch: JointBatch) -> tuple[Tensor, Tensor]:
         """The loss of a batch that has been gathered already, and the fraction of terms that are active."""
+        if self.parts > 1:
+            return self._within_parts(batch)
         is_whole, ranks = isinstance(self.loss, WholeBatchLoss), self.replica.world_size
         terms = self.loss.parts(self._mined(batch.whole() if is_whole else batch))
         if is_whole:
@@ -77,6 +86,25 @@ class DistributedLoss(nn.Module):
         share = (own * weights).sum() * ranks
         value = (totals.to(own.dtype) * weights).sum()
         return _joint_value(share, value.detach()), num_active.sum() / num_terms.sum().clamp_min(1)
+
+    def _within_parts(self, batch: JointBatch) -> tuple[Tensor, Tensor]:
+        """The mean over the parts of their losses, and of their fractions of active terms."""
+        ranks, rows = self.replica.world_size, len(batch.anchors)
+        own = self.parts // ranks
+        if rows % own:
+            raise ValueError(f"{rows} rows of a rank cannot be divided into {own} parts of one size")
+        size, losses, active = rows // own, list[Tensor](), list[Tensor]()
+        for first in range(0, rows, size):
+            terms = self.loss.parts(self._mined(batch.alone_with(slice(first, first + size))))
+            _, counts, num_terms, num_active = _numbers(terms, 1).unbind()
+            weights = [term.weight / safe_count(count) for term, count in zip(terms, counts, strict=True)]
+            totals = [term.total * weight.to(term.total) for term, weight in zip(terms, weights, strict=True)]
+            losses.append(torch.stack(totals).sum())
+            active.append(num_active.sum() / num_terms.sum().clamp_min(1))
+        share = torch.stack(losses).mean()
+        means = torch.stack([share.detach().double(), torch.stack(active).mean()])
+        value, fraction = (self.replica.sum_(means) / ranks).unbind()
+        return _joint_value(share, value.to(share.dtype)), fraction
 
     def set_step(self, step: int) -> None:
         """Tell loss and miner which step of the training comes next."""

@@ -116,6 +116,25 @@ class JointBatch:
         known = self.host_labels and HostLabels(self.host_labels.columns, self.host_labels.columns)
         return JointBatch.alone(self.columns, self.column_labels, known)
 
+    def alone_with(self, rows: slice) -> JointBatch:
+        """Some of the anchors as a process would have them that knows of no others."""
+        known = self.host_labels and HostLabels(
+            self.host_labels.anchors[rows], self.host_labels.anchors[rows]
+        )
+        ids = None if self.ids is None else self.ids[rows]
+        logits, attributes = (
+            {name: values[rows] for name, values in named.items()} for named in (self.logits, self.attributes)
+        )
+        return replace(
+            JointBatch.alone(self.anchors[rows], self.labels[rows], known),
+            ids=ids,
+            column_ids=ids,
+            logits=logits,
+            column_logits={name: values.detach() for name, values in logits.items()},
+            attributes=attributes,
+            column_attributes=attributes,
+        )
+
     def with_tuples(self, tuples: Tuples) -> JointBatch:
         """The same batch with what a miner has chosen."""
         return replace(self, tuples=tuples)

@@ -121,7 +121,8 @@ class Worker:
         self.embedder.to(device, self.dtype)
         self.embedder.lay_out(channels_last=config.train.channels_last)
         miner = build_miner(config.miner, config.seed)
-        self.criterion = DistributedLoss(self._loss(miner), replica, miner).to(device, self.dtype)
+        parts = config.train.local_batches
+        self.criterion = DistributedLoss(self._loss(miner), replica, miner, parts).to(device, self.dtype)
         self.optimizer = build_optimizer(config.optim, self.embedder, self.criterion)
         self.steps = FiniteSteps(
             *(self.optimizer, self.embedder, self.criterion),

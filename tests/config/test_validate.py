@@ -13,6 +13,9 @@ from distmetric.config import schema as c
 from distmetric.config.validate import validate
 from distmetric.errors import ConfigError
 from distmetric.functional.dial import Dial
+from distmetric.losses.arcface import ArcFaceLossConfig
+from distmetric.losses.build import CrossBatchMemoryConfig
+from distmetric.losses.contrastive import ContrastiveLossConfig
 from distmetric.samplers import HardNeighborSamplerConfig
 from runs import default_config
 
@@ -46,6 +49,7 @@ def test_the_defaults_are_possible() -> None:
         ("train.steps", 1),
         ("train.log_every", 1),
         ("train.max_skipped", 1),
+        ("train.local_batches", 1),
         ("eval.every_steps", 1),
         ("eval.batch_size", 1),
         ("checkpoint.every_steps", 1),
@@ -236,3 +240,40 @@ def test_hard_batches_ask_for_no_more_than_the_index_lists(changes: dict[str, An
 
 def test_a_window_without_end_is_all_that_is_listed() -> None:
     validate(changed(HARD, {"sampler.width": math.inf}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.local_batches": 7}, "sampler.classes_per_batch=64 with two or more for each: set .*=63$"),
+        ({"train.local_batches": 64}, "sampler.classes_per_batch=64 with two or more for each: set .*=128$"),
+        (
+            {"train.local_batches": 4, "trainer.num_workers": [1, 2]},
+            r"cannot be divided among trainer.num_workers=\[1, 2\]: set trainer.num_workers=1, or "
+            "train.local_batches=2$",
+        ),
+        (
+            {"train.local_batches": 2, "trainer.num_workers": 4},
+            "cannot be divided among trainer.num_workers=4: set trainer.num_workers=1, or train.local_batches=4$",
+        ),
+        (
+            {
+                "train.local_batches": 2,
+                "loss": CrossBatchMemoryConfig(memory_size=512, loss=ContrastiveLossConfig()),
+            },
+            "with loss.name=cross_batch_memory, which remembers the global batch: set one",
+        ),
+        (
+            {"train.local_batches": 2, "loss": ArcFaceLossConfig(sharded=True)},
+            "with loss.sharded=true, which needs the global batch: set one of them",
+        ),
+    ],
+)
+def test_local_batches_have_to_fit(changes: dict[str, Any], message: str) -> None:
+    told = message_for(changes)
+    assert told.startswith(f"train.local_batches={changes['train.local_batches']} ")
+    assert re.search(message, told)
+
+
+def test_local_batches_that_fit_are_fine() -> None:
+    validate(changed(CONFIG, {"train.local_batches": 8, "trainer.num_workers": 4}))

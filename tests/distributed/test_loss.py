@@ -159,3 +159,48 @@ def active(replica: Replica) -> float:
 def test_the_active_fraction_is_the_joint_batchs() -> None:
     # Gaps: 0.1 - 5.0, 0.1 - 4.9, 0.1 - 4.9, 0.1 - 5.0; with the margin two of the four stay above 0.
     assert run_ranks(2, active) == [0.5, 0.5]
+
+
+PARTS = ["with_parameter", "supcon", "proxy_anchor", "pml_contrastive"]
+
+
+def part_step(replica: Replica, name: str, parts: int) -> tuple[float, list[np.ndarray]]:
+    generator = torch.Generator().manual_seed(5)
+    images, labels = torch.randn(24, 6, dtype=torch.float64, generator=generator), torch.arange(24) // 2 % 3
+    rows = 24 // replica.world_size
+    own = slice(replica.rank * rows, (replica.rank + 1) * rows)
+    model = trunk()
+    wrapped = parallel(model, replica, torch.device("cpu"))
+    criterion = DistributedLoss(make_loss(name), replica, parts=parts)
+    loss = criterion(wrapped(images[own]), labels[own])
+    loss.backward()
+    average_gradients(criterion.parameters(), replica)
+    return loss.item(), gradients(model, criterion)
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_are_compared_within_themselves_give_the_mean_of_lone_losses(name: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    images, labels = torch.randn(24, 6, dtype=torch.float64, generator=generator), torch.arange(24) // 2 % 3
+    model, loss = trunk(), make_loss(name)
+    expected = torch.stack(
+        [loss(model(images[first : first + 6]), labels[first : first + 6]) for first in range(0, 24, 6)]
+    ).mean()
+    expected.backward()
+    wanted = gradients(model, loss)
+    found = [part_step(Replica(), name, 4), *run_ranks(2, part_step, name, 4)]
+    assert (
+        part_step(Replica(), name, 1)[0] != pytest.approx(expected.item(), rel=1e-3) or name == "proxy_anchor"
+    )
+    for value, changes in found:
+        assert value == pytest.approx(expected.item(), rel=1e-9)
+        for ours, theirs in zip(changes, wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="parts=3 cannot be divided among 2 ranks"):
+        DistributedLoss(TripletLoss(), Replica(0, 2), parts=3)
+    images, labels = data()
+    with pytest.raises(ValueError, match="13 rows of a rank cannot be divided into 2 parts of one size"):
+        DistributedLoss(TripletLoss(), Replica(), parts=2)(images, labels)

@@ -37,7 +37,7 @@ def test_a_short_run_learns(name: str, glyph_cache: Path, tmp_path: Path) -> Non
     before = untrained._evaluate().metrics.recall_at[1]
     _, result, tracker = run_once(config, tmp_path / "trained")
     losses = list(tracker.series("train/loss").values())
-    first, last = sum(losses[:5]) / 5, sum(losses[-5:]) / 5
+    first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
     print(
         f"{name}: loss {first:.4g} -> {last:.4g}, recall@1 {before:.3f} -> {result.metrics['recall_at_1']:.3f}"
     )
