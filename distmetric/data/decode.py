@@ -118,11 +118,24 @@ def decode_image(
         image.draft(image.mode, (longest, longest))
         _load(image)
         turn = _TURNS.get(_orientation(image))
-        flat = _flatten(image if turn is None else image.transpose(turn), "L" if channels == 1 else "RGB")
+        flat = flatten(image if turn is None else image.transpose(turn), "L" if channels == 1 else "RGB")
         if flat.size != (width, height):
             flat = flat.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
         pixels = np.asarray(flat)
     return pixels[None].copy() if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@contextmanager
+def upright_image(data: bytes | memoryview) -> Iterator[Image.Image]:
+    """An image that was checked before, decoded, and turned as its EXIF orientation says.
+
+    Raises:
+        BadImageError: It cannot be decoded.
+    """
+    with _opened(data, None) as image:
+        _load(image)
+        turn = _TURNS.get(_orientation(image))
+        yield image if turn is None else image.transpose(turn)
 
 
 @contextmanager
@@ -178,7 +191,8 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and orientation in _TURNS else 1
 
 
-def _flatten(image: Image.Image, mode: str) -> Image.Image:
+def flatten(image: Image.Image, mode: str) -> Image.Image:
+    """An image in 8 bits of gray (L) or colors (RGB), on white where it is transparent; see `decode_image`."""
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_8_bit(np.asarray(image)))
     elif image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or "transparency" in image.info:

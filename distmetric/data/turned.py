@@ -6,8 +6,9 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from distmetric.data.decode import flatten, upright_image
 from distmetric.data.items import Item
 
 _TURNS = {
@@ -26,10 +27,8 @@ def turned(item: Item) -> Iterator[Item]:
 
     Source: Santoro et al. 2016, One-shot Learning with Memory-Augmented Neural Networks (arXiv 1605.06065).
     """
-    with Image.open(io.BytesIO(item.data)) as opened:
-        image = ImageOps.exif_transpose(opened)
-        if image.mode not in _MODES:
-            image = image.convert("RGB")
+    with upright_image(item.data) as upright:
+        image = upright if upright.mode in _MODES else flatten(upright, "RGB")
         for degrees, turn in _TURNS.items():
             stored, name = io.BytesIO(), item.labels.tracklet
             image.transpose(turn).save(stored, "PNG")

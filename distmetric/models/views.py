@@ -43,5 +43,7 @@ def view(images: Tensor, number: int) -> Tensor:
         [sine / scale * width / height, cosine / scale, -down],
     ]
     matrix = torch.tensor(rows, dtype=images.dtype, device=images.device)
-    grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    grid = F.affine_grid(matrix[None], [1, 1, height, width], align_corners=False)
+    # Not `len`, which an export would take for a number that never changes.
+    grid = grid.expand(images.shape[0], height, width, 2)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
