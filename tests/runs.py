@@ -113,8 +113,9 @@ class LeaveAt:
         worker = self.worker
         if worker is None or self.step >= worker.config.train.steps:
             return ""
-        ahead = 1 if worker.replica.world_size > 1 else 0  # several ranks hear of it one step later
-        return "stop" if worker.step == self.step - ahead else ""
+        if worker.replica.world_size > 1:  # which hear of it when they are asked the next time
+            return "stop" if worker.step == self.step - 1 and not worker.is_evaluating else ""
+        return "stop" if worker.step == self.step else ""
 
     def reason(self) -> str:
         return "room for more workers"

@@ -149,6 +149,11 @@ class Worker:
         self._latest_metrics: dict[str, float] = {}
         self._restore(newest, best)
 
+    @property
+    def is_evaluating(self) -> bool:
+        """Whether this step's evaluation is under way, or was cut short and is still to be made."""
+        return self._evaluation_due
+
     def plan(self, step: int) -> None:
         """Have the batches of this step and of the one after it planned."""
         if self.rounds is not None:

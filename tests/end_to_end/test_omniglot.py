@@ -52,7 +52,7 @@ def test_unseen_alphabets_are_retrieved_better_than_by_their_pixels(loss, catalo
         f"data.path={catalog.path}",
         "model.widths=[16, 32, 32]",
     ]
-    short = ["train.steps=80", "eval.every_steps=80", "trainer.num_workers=1", "tracking=none"]
+    short = ["train.steps=160", "eval.every_steps=160", "trainer.num_workers=1", "tracking=none"]
     config = decode(Config, compose("config", [*overrides, *short]))
     torch.set_num_threads(2)
     _, result, _ = run_once(config, tmp_path)

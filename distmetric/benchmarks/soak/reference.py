@@ -71,7 +71,15 @@ class StopAt:
 
     def wanted(self) -> Wish:
         """See `StopRequest.wanted`."""
-        return "stop" if self.worker is not None and self.worker.step >= self._step else ""
+        worker = self.worker
+        if (
+            worker is None
+            or worker.step < self._step - 1
+            or (worker.step < self._step and worker.is_evaluating)
+        ):
+            return ""
+        # Several ranks hear of it when they are asked the next time.
+        return "stop" if worker.step >= self._step or worker.replica.world_size > 1 else ""
 
     def reason(self) -> str:
         """See `StopRequest.reason`."""
