@@ -35,7 +35,9 @@ def uniform(seed: int, step: int, ids: Tensor, draws: int, first: int = 0) -> Te
 def hashes(seed: int, step: int, ids: Tensor, count: int, first: int = 0) -> Tensor:
     """(B, count) int64 hashes, for the draws from number `first` on."""
     key = _mix_number(_mix_number(seed & _MASK) ^ _mix_number((step + _GOLDEN) & _MASK))
-    streams = derived(torch.tensor(_signed(key), device=ids.device), ids)
+    streams = _mix_(
+        ids.mul(_signed(_GOLDEN)).add_(_signed(key))
+    )  # a number from the host, which nobody waits for
     return derived(streams[:, None], torch.arange(first + 1, first + 1 + count, device=ids.device))
 
 
