@@ -11,8 +11,8 @@ __all__ = ["measured"]
 
 TESTS = Path(__file__).parent
 
-# glibc keeps freed blocks for later: whether a block is taken from those or asked
-# of the system depends on all that went before. With a fixed limit, large blocks come from the system and go back.
+# glibc keeps freed blocks for later: whether a block is taken from those or asked of the system depends on all that
+# went before. With a fixed limit, large blocks come from the system and go back.
 HEAP = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from distmetric.benchmarks.soak.reference import StopAt
 from distmetric.config import schema
 from distmetric.config.compose import compose
 from distmetric.config.decode import decode
@@ -102,20 +103,12 @@ def tensors_of(worker: Worker) -> list[torch.Tensor]:
     return [*worker.embedder.state_dict().values(), *worker.criterion.state_dict().values()]
 
 
-class LeaveAt:
+class LeaveAt(StopAt):
     """Asks the workers to leave at a step before the last, as where there is room for a larger group."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self.worker: Worker | None = None
-
     def wanted(self) -> Wish:
-        worker = self.worker
-        if worker is None or self.step >= worker.config.train.steps:
-            return ""
-        if worker.replica.world_size > 1:  # which hear of it when they are asked the next time
-            return "stop" if worker.step == self.step - 1 and not worker.is_evaluating else ""
-        return "stop" if worker.step == self.step else ""
+        is_last = self.worker is not None and self._step >= self.worker.config.train.steps
+        return "" if is_last else super().wanted()
 
     def reason(self) -> str:
         return "room for more workers"

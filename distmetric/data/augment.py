@@ -40,9 +40,8 @@ _PARAMETERS = (
     "saturation",
     "stroke",
 )
-_POINTS = (
-    4  # of a warp's grid along each axis; both directions of all of them are draws before those of the noise
-)
+# Points of a warp's grid along each axis; both directions of all of them are draws before those of the noise.
+_POINTS = 4
 _FIRST_WARP_DRAW, _FIRST_NOISE_DRAW = 32, 64
 _CHUNK = 1 << 18
 # Values that a CPU varies at a time: what is read and written a dozen times over stays in its caches. Measured 3 times

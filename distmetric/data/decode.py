@@ -112,13 +112,9 @@ def decode_image(
         BadImageError: The image cannot be decoded.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    with _opened(data, max_pixels) as image:
-        # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the target leaves the quality.
-        longest = 2 * max(height, width)
-        image.draft(image.mode, (longest, longest))
-        _load(image)
-        turn = _TURNS.get(_orientation(image))
-        flat = flatten(image if turn is None else image.transpose(turn), "L" if channels == 1 else "RGB")
+    # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time; twice the target leaves the quality.
+    with upright_image(data, max_pixels, 2 * max(height, width)) as image:
+        flat = flatten(image, "L" if channels == 1 else "RGB")
         if flat.size != (width, height):
             flat = flat.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
         pixels = np.asarray(flat)
@@ -126,13 +122,22 @@ def decode_image(
 
 
 @contextmanager
-def upright_image(data: bytes | memoryview) -> Iterator[Image.Image]:
-    """An image that was checked before, decoded, and turned as its EXIF orientation says.
+def upright_image(
+    data: bytes | memoryview, max_pixels: int | None = None, side: int | None = None
+) -> Iterator[Image.Image]:
+    """An image, decoded, and turned as its EXIF orientation says.
+
+    Args:
+        data: The encoded image, as `check_image` takes it.
+        max_pixels: As for `decode_image`.
+        side: Pixels of a side that are enough, where less than all cost less to decode; None for all.
 
     Raises:
         BadImageError: It cannot be decoded.
     """
-    with _opened(data, None) as image:
+    with _opened(data, max_pixels) as image:
+        if side is not None:
+            image.draft(image.mode, (side, side))
         _load(image)
         turn = _TURNS.get(_orientation(image))
         yield image if turn is None else image.transpose(turn)

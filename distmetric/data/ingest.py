@@ -120,8 +120,8 @@ def ingest(
             else:
                 _write(writer, item, size, tally, split_by == "given")
                 if turned_classes and _is_training(item, (*test_groups, *validation_groups)):
-                    for copy in turned(item):
-                        _write(writer, copy, check_image(copy.data, max_pixels), tally, split_by == "given")
+                    for copy, copy_size in turned(item):
+                        _write(writer, copy, copy_size, tally, split_by == "given")
         progress.update(tally.read - progress.done)
         progress.close()
         if len(tally.classes) < 2:

@@ -20,18 +20,19 @@ _TURNS = {
 _MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
 
 
-def turned(item: Item) -> Iterator[Item]:
+def turned(item: Item) -> Iterator[tuple[Item, tuple[int, int]]]:
     """An image turned by 90, 180 and 270 degrees against the clock, losslessly as PNG, in the classes NAME@90 ...
 
-    Groups, splits, cameras and attributes stay; a tracklet is another one, of the turned class.
+    Each comes with its width and height. Groups, splits, cameras and attributes stay; a tracklet is another one, of the
+    turned class.
 
     Source: Santoro et al. 2016, One-shot Learning with Memory-Augmented Neural Networks (arXiv 1605.06065).
     """
     with upright_image(item.data) as upright:
         image = upright if upright.mode in _MODES else flatten(upright, "RGB")
         for degrees, turn in _TURNS.items():
-            stored, name = io.BytesIO(), item.labels.tracklet
-            image.transpose(turn).save(stored, "PNG")
+            stored, name, copy = io.BytesIO(), item.labels.tracklet, image.transpose(turn)
+            copy.save(stored, "PNG")
             labels = replace(
                 item.labels,
                 class_name=f"{item.class_name}@{degrees}",
@@ -39,4 +40,4 @@ def turned(item: Item) -> Iterator[Item]:
                 tracklet=None if name is None else f"{name}@{degrees}",
             )
             path, origin = f"{item.path}@{degrees}", f"{item.origin}@{degrees}"
-            yield replace(item, path=path, origin=origin, labels=labels, data=stored.getvalue())
+            yield replace(item, path=path, origin=origin, labels=labels, data=stored.getvalue()), copy.size

@@ -73,14 +73,15 @@ class DistributedLoss(nn.Module):
 
     def joint(self, batch: JointBatch) -> tuple[Tensor, Tensor]:
         """The loss of a batch that has been gathered already, and the fraction of terms that are active."""
-        if self.parts > 1:
-            return self._within_parts(batch)
-        is_whole, ranks = isinstance(self.loss, WholeBatchLoss), self.replica.world_size
-        terms = self.loss.parts(self._mined(batch.whole() if is_whole else batch))
+        return self._joint(batch, self.replica) if self.parts == 1 else self._within_parts(batch)
+
+    def _joint(self, batch: JointBatch, replica: Replica) -> tuple[Tensor, Tensor]:
+        is_whole, ranks = isinstance(self.loss, WholeBatchLoss), replica.world_size
+        terms = self.loss.parts(self._mined(batch.whole() if is_whole else batch, replica))
         if is_whole:
-            self._check_equal(terms[0].total.detach(), 1e-4, "loss", self.loss.loss)
+            _check_equal(terms[0].total.detach(), 1e-4, "loss", self.loss.loss, replica)
         own = torch.stack([term.total for term in terms])
-        totals, counts, num_terms, num_active = self.replica.sum_(_numbers(terms, ranks)).unbind()
+        totals, counts, num_terms, num_active = replica.sum_(_numbers(terms, ranks)).unbind()
         weights = torch.stack([own.new_full((), term.weight) for term in terms])
         weights = weights / safe_count(counts).to(own.dtype)
         share = (own * weights).sum() * ranks
@@ -93,14 +94,8 @@ class DistributedLoss(nn.Module):
         own = self.parts // ranks
         if rows % own:
             raise ValueError(f"{rows} rows of a rank cannot be divided into {own} parts of one size")
-        size, losses, active = rows // own, list[Tensor](), list[Tensor]()
-        for first in range(0, rows, size):
-            terms = self.loss.parts(self._mined(batch.alone_with(slice(first, first + size))))
-            _, counts, num_terms, num_active = _numbers(terms, 1).unbind()
-            weights = [term.weight / safe_count(count) for term, count in zip(terms, counts, strict=True)]
-            totals = [term.total * weight.to(term.total) for term, weight in zip(terms, weights, strict=True)]
-            losses.append(torch.stack(totals).sum())
-            active.append(num_active.sum() / num_terms.sum().clamp_min(1))
+        parts = [batch.alone_with(slice(first, first + rows // own)) for first in range(0, rows, rows // own)]
+        losses, active = zip(*(self._joint(part, Replica()) for part in parts), strict=True)
         share = torch.stack(losses).mean()
         means = torch.stack([share.detach().double(), torch.stack(active).mean()])
         value, fraction = (self.replica.sum_(means) / ranks).unbind()
@@ -116,7 +111,7 @@ class DistributedLoss(nn.Module):
         """What the loss tells of itself after a step, see `MetricLoss.metrics`."""
         return self.loss.metrics()
 
-    def _mined(self, batch: JointBatch) -> JointBatch:
+    def _mined(self, batch: JointBatch, replica: Replica) -> JointBatch:
         if self.miner is None:
             return batch
         if isinstance(self.miner, Miner):
@@ -125,24 +120,23 @@ class DistributedLoss(nn.Module):
         whole = batch.whole()
         with torch.no_grad():
             tuples = Tuples.of(self.miner(whole.columns.detach(), whole.column_labels))
-        self._check_equal(tuples.fingerprint(), 0.0, "miner", self.miner)
+        _check_equal(tuples.fingerprint(), 0.0, "miner", self.miner, replica)
         assert batch.anchor_index is not None, "the joint batch of all ranks"
         first = int(batch.anchor_index[0]) if len(batch.anchor_index) else 0
         return batch.with_tuples(tuples.of_anchors(first, len(batch.anchors)))
 
-    def _check_equal(self, number: Tensor, tolerance: float, what: str, culprit: object) -> None:
-        """Refuse what should be equal on all ranks and is not; all of them come to the same verdict."""
-        if self.replica.world_size == 1:
-            return
-        number = number.double()
-        mean, square = (
-            self.replica.sum_(torch.stack([number, number**2])) / self.replica.world_size
-        ).tolist()
-        if max(square - mean**2, 0.0) ** 0.5 > tolerance * abs(mean) + 1e-6:
-            raise ValueError(
-                f"the {what} {type(culprit).__name__} gives every rank something else for the same batch (does it "
-                "draw random numbers?), so the gradient would be nobody's: use one of distmetric instead"
-            )
+
+def _check_equal(number: Tensor, tolerance: float, what: str, culprit: object, replica: Replica) -> None:
+    """Refuse what should be equal on all ranks and is not; all of them come to the same verdict."""
+    if replica.world_size == 1:
+        return
+    number = number.double()
+    mean, square = (replica.sum_(torch.stack([number, number**2])) / replica.world_size).tolist()
+    if max(square - mean**2, 0.0) ** 0.5 > tolerance * abs(mean) + 1e-6:
+        raise ValueError(
+            f"the {what} {type(culprit).__name__} gives every rank something else for the same batch (does it "
+            "draw random numbers?), so the gradient would be nobody's: use one of distmetric instead"
+        )
 
 
 class _JointValue(torch.autograd.Function):

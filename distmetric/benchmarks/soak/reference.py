@@ -72,14 +72,11 @@ class StopAt:
     def wanted(self) -> Wish:
         """See `StopRequest.wanted`."""
         worker = self.worker
-        if (
-            worker is None
-            or worker.step < self._step - 1
-            or (worker.step < self._step and worker.is_evaluating)
-        ):
+        if worker is None:
             return ""
-        # Several ranks hear of it when they are asked the next time.
-        return "stop" if worker.step >= self._step or worker.replica.world_size > 1 else ""
+        # Several ranks hear of it when they are asked the next time, which in an evaluation is at the same step.
+        ahead = worker.replica.world_size > 1 and not worker.is_evaluating
+        return "stop" if worker.step + ahead >= self._step else ""
 
     def reason(self) -> str:
         """See `StopRequest.reason`."""
