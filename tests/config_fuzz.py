@@ -294,6 +294,7 @@ def _choices(draw: random.Random, job: str, some: float = 0.5, without: tuple[st
     needed = {
         "data=catalog": ["data.path=nowhere/c.arrow"],
         "model=custom": ["model.target=nowhere.Trunk"],
+        "loss=custom": ["loss.target=nowhere.Loss"],
         "protocol=lfw": ["protocol.pairs=nowhere/pairs.txt"],
     }
     return [f"{name}={choice}", *needed.get(f"{name}={choice}", [])]

@@ -42,6 +42,7 @@ FOLLOWING = "data.size"  # takes its value from model.image_size, whatever sets 
 NEEDED = {
     "data=catalog": ["data.path"],
     "model=custom": ["model.target"],
+    "loss=custom": ["loss.target"],
     "protocol=lfw": ["protocol.pairs"],
     "ingest": ["source", "out"],
     "embed": ["checkpoint", "source", "out"],

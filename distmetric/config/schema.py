@@ -309,7 +309,8 @@ class Config:
     report: bool = True
     """Write report.html into the run's folder at the end."""
     allow_custom_targets: bool = False
-    """Whether `model.target` may name code outside this package, which is imported and run; never taken from a run."""
+    """Whether `model.target` and `loss.target` may name code outside this package, which is imported and run; never
+    taken from a run."""
     model: AnySpec
     """Before the data, whose images are as large by default: what is wrong is told of the setting that was given."""
     data: DataConfig

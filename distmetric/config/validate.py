@@ -7,13 +7,14 @@ import math
 from distmetric.config.attributes import check_attributes
 from distmetric.config.chunks import check_chunks
 from distmetric.config.schema import Config, SamplerConfig, ScheduleConfig, TrainerConfig
+from distmetric.custom_targets import check_target
 from distmetric.errors import ConfigError
 from distmetric.evaluation.retrieval import measure_names
 from distmetric.functional.dial import ends
 from distmetric.losses.build import CrossBatchMemoryConfig, nested_losses
 from distmetric.losses.class_loss import ClassLossConfig
+from distmetric.losses.whole_batch import CustomLossConfig
 from distmetric.models.spec import CustomSpec
-from distmetric.models.targets import check_target
 from distmetric.samplers.hard_neighbors import HardNeighborSamplerConfig
 
 
@@ -25,7 +26,7 @@ def validate(config: Config) -> None:
     """
     trainer, sampler, train = config.trainer, config.sampler, config.train
     if isinstance(config.model, CustomSpec):
-        check_target(config.model.target, config.allow_custom_targets)
+        check_target("model", config.model.target, config.allow_custom_targets)
     _at_least("trainer.num_workers", trainer.min_workers, 1)
     _at_least("train.steps", train.steps, 1)
     _at_least("train.log_every", train.log_every, 1)
@@ -183,6 +184,13 @@ def _check_evaluation(config: Config) -> None:
 
 def _check_losses(config: Config, batch: int) -> None:
     for key, loss in nested_losses(config.loss):
+        if isinstance(loss, CustomLossConfig):
+            if key != "loss":
+                raise ConfigError(
+                    f"{key}.name=custom is a loss of others, which only looks at the whole batch on its own: "
+                    "set loss=custom, or take another loss here"
+                )
+            check_target(key, loss.target, config.allow_custom_targets)
         if loss.name == "centroid_bound" and config.miner.name != "none":
             raise ConfigError(
                 f"miner={config.miner.name} chooses pairs, and {key}.name={loss.name} looks at none: set miner=none"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from distmetric.custom_targets import build_target
 from distmetric.losses.arcface import ArcFaceLoss, ArcFaceLossConfig
 from distmetric.losses.attribute_classification import (
     AttributeClassificationLoss,
@@ -42,6 +43,7 @@ from distmetric.losses.soft_triple import SoftTripleLoss, SoftTripleLossConfig
 from distmetric.losses.supcon import SupConLoss, SupConLossConfig
 from distmetric.losses.triplet import TripletLoss, TripletLossConfig
 from distmetric.losses.weighted_sum import WeightedSumLoss, check_parts
+from distmetric.losses.whole_batch import CustomLossConfig, WholeBatchLoss
 from distmetric.miners.base import Miner
 
 # Losses made of other losses: their configurations refer to the union below, and so stand beside it.
@@ -122,6 +124,7 @@ LossConfig = (
     | AttributeClassificationLossConfig
     | WeightedSumLossConfig
     | CrossBatchMemoryConfig
+    | CustomLossConfig
 )
 
 # Each loss takes what its configuration has, under the same names.
@@ -145,6 +148,7 @@ _CLASSES: dict[type, type[MetricLoss]] = {
     AttributeClassificationLossConfig: AttributeClassificationLoss,
     WeightedSumLossConfig: WeightedSumLoss,
     CrossBatchMemoryConfig: CrossBatchMemory,
+    CustomLossConfig: WholeBatchLoss,
 }
 
 
@@ -160,6 +164,7 @@ class LossContext:
         nearest_classes: Gives the nearest classes of each, (C, k), or None while nothing is known of them.
         rank: Which share of the classes is this process's, where a loss is sharded.
         world_size: How many shares there are.
+        allow_custom_targets: Whether a custom loss may be code outside this package, which is imported and run.
     """
 
     class_counts: Sequence[int]
@@ -169,6 +174,7 @@ class LossContext:
     nearest_classes: Callable[[], NDArray[np.int32] | None] | None = None
     rank: int = 0
     world_size: int = 1
+    allow_custom_targets: bool = False
 
 
 def nested_losses(config: LossConfig, key: str = "loss") -> Iterator[tuple[str, LossConfig]]:
@@ -220,6 +226,10 @@ def _build(config: LossConfig, context: LossContext) -> MetricLoss:
         if config.sharded:
             bound.shard(context.rank, context.world_size)
         return bound
+    if isinstance(config, CustomLossConfig):
+        return WholeBatchLoss(
+            build_target("loss", config.target, config.kwargs, context.allow_custom_targets)
+        )
     if isinstance(config, ClassLossConfig):
         return _build_class_loss(config, context)
     loss_class, settings = _CLASSES[type(config)], _settings(config)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
 import torch
 from torch import nn
 
 from distmetric.functional.joint_batch import JointBatch
 from distmetric.losses.base import LossTerm, MetricLoss
+
+
+@dataclass(kw_only=True, frozen=True)
+class CustomLossConfig:
+    """Settings of a loss of another library, or of your own: see `WholeBatchLoss`."""
+
+    name: Literal["custom"] = "custom"
+    target: str
+    """Dotted path of a module called with (embeddings, labels, indices_tuple), as pytorch-metric-learning's losses."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the class."""
 
 
 class WholeBatchLoss(MetricLoss):

@@ -2,7 +2,6 @@
 
 from distmetric.models.build import build_embedder
 from distmetric.models.conv import ConvTrunk
-from distmetric.models.custom import build_custom
 from distmetric.models.embedder import Embedder
 from distmetric.models.pooling import GeMPool
 from distmetric.models.resnet import SmallResNet
@@ -19,6 +18,5 @@ __all__ = [
     "SmallResNet",
     "TimmSpec",
     "TransformersSpec",
-    "build_custom",
     "build_embedder",
 ]

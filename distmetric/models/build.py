@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from distmetric.custom_targets import build_target
 from distmetric.distributed.batch_norm import convert_sync_batchnorm
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ConfigError
 from distmetric.models.adapters import Preprocessing
 from distmetric.models.conv import ConvTrunk
-from distmetric.models.custom import build_custom
 from distmetric.models.embedder import Embedder
 from distmetric.models.norm import Norm
 from distmetric.models.resnet import SmallResNet
@@ -97,7 +97,7 @@ def _trunk(spec: AnySpec, allow_custom_targets: bool) -> nn.Module:
 
             return TimmTrunk(spec.model, spec.pretrained, spec.token, spec.resize_to, spec.image_sides)
         case CustomSpec():
-            return build_custom(spec.target, spec.kwargs, allow_custom_targets)
+            return build_target("model", spec.target, spec.kwargs, allow_custom_targets)
 
 
 def _local_norm(spec: AnySpec) -> Norm:

@@ -339,6 +339,7 @@ class Worker:
             nearest_classes=lambda: None if self.rounds is None else self.rounds.nearest_classes,
             rank=self.replica.rank,
             world_size=self.replica.world_size,
+            allow_custom_targets=config.allow_custom_targets,
         )
         try:
             return build_loss(config.loss, context)

@@ -31,6 +31,7 @@ SECTIONS = {name: groups()[name] for name in groups_of("config") if name not in 
 REQUIRED = {
     "data=catalog": ["data.path=x"],
     "model=custom": ["model.target=torch.nn.Flatten"],
+    "loss=custom": ["loss.target=pytorch_metric_learning.losses.SupConLoss"],
     **{
         f"experiment={name}": ["data.path=x"]
         for name in ("omniglot", "cub200", "cars196", "sop", "inshop", "market1501", "market1501_attributes")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from distmetric.config.decode import decode
+from distmetric.custom_targets import build_target
 from distmetric.distributed.batch_norm import SyncBatchNorm2d
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ConfigError
@@ -20,7 +21,6 @@ from distmetric.models import (
     ResNetSpec,
     TimmSpec,
     TransformersSpec,
-    build_custom,
     build_embedder,
 )
 from processes import run_ranks
@@ -188,7 +188,7 @@ def test_custom_accepts_functions_that_build_modules(tmp_path, monkeypatch):
         "from torch import nn\ndef shallow(width): return nn.Conv2d(1, width, 3)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert isinstance(build_custom("my_trunks.shallow", {"width": 3}, True), nn.Conv2d)
+    assert isinstance(build_target("model", "my_trunks.shallow", {"width": 3}, True), nn.Conv2d)
 
 
 def test_imports_stay_light():

@@ -19,6 +19,7 @@ STEPS = 40
 SETTINGS: dict[str, list[str]] = {
     # While a memory fills, the loss is over ever more pairs: a small one is full at once.
     "cross_batch_memory": ["loss.memory_size=64"],
+    "custom": ["loss.target=pytorch_metric_learning.losses.SupConLoss", "allow_custom_targets=true"],
 }
 
 

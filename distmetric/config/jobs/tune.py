@@ -40,7 +40,7 @@ class TuneJob:
     resume: str | None = None
     """Folder of a search to continue, as it was set up; only `concurrent` and `report` may be given with it."""
     allow_custom_targets: bool = False
-    """Whether `model.target` may name code outside this package, which is imported and run."""
+    """Whether `model.target` and `loss.target` may name code outside this package, which is imported and run."""
 
     def __post_init__(self) -> None:
         """Check the numbers.
