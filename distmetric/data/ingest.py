@@ -17,6 +17,7 @@ from distmetric.data.decode import (
     check_image,
 )
 from distmetric.data.items import Item
+from distmetric.data.joined import GROUP, Joiner
 from distmetric.data.sources import MAX_IMAGE_BYTES, Sources
 from distmetric.data.tally import IngestResult, Tally
 from distmetric.data.turned import turned
@@ -42,6 +43,7 @@ def ingest(
     validation_groups: Collection[str] = (),
     seed: int = 0,
     turned_classes: bool = False,
+    joined_classes: int = 0,
     allow_shared_classes: bool = False,
     on_bad_image: str = "skip",
     max_image_bytes: int = MAX_IMAGE_BYTES,
@@ -80,9 +82,11 @@ def ingest(
         validation_fraction: Share of the classes for validation, with "ratio".
         test_groups: Groups for testing, with "group".
         validation_groups: Groups for validation, with "group".
-        seed: Seed of the split, with "ratio".
+        seed: Seed of the split, with "ratio", and of joined classes.
         turned_classes: Whether every class for training is there four times: as it is, and turned by 90, 180 and 270
             degrees as the classes NAME@90 ...; with "group" or "given", which say beforehand what is for training.
+        joined_classes: How many classes for training are added that are made of others, see `Joiner`; with "group" or
+            "given".
         allow_shared_classes: Accept a class in train and in test, with "given".
         on_bad_image: "skip" lists unusable images in the result, "error" stops at the first one.
         max_image_bytes: Most bytes of one image file, counted while unpacking.
@@ -99,18 +103,13 @@ def ingest(
     """
     layouts = [layout] if isinstance(layout, str) else list(layout or ())
     split_by = split_by or ("given" if layouts else "ratio")
-    _check_options(split_by, test_groups, on_bad_image, layouts, turned_classes)
+    _check_options(split_by, test_groups, on_bad_image, layouts, turned_classes, joined_classes)
     splitting.check_fractions(test_fraction, validation_fraction)
     started = time.monotonic()
-    tally = Tally(on_bad_image == "error")
+    tally, joiner = Tally(on_bad_image == "error"), Joiner(joined_classes, seed)
     with CatalogWriter(out) as writer:
-        opened = Sources(
-            [sources] if isinstance(sources, str) else sources,
-            manifest,
-            max_image_bytes,
-            layouts,
-            tracklet_folders,
-        )
+        listed = [sources] if isinstance(sources, str) else sources
+        opened = Sources(listed, manifest, max_image_bytes, layouts, tracklet_folders)
         progress = Progress("images read", opened.total)
         for item, size in _checked(opened.items(tally), max_pixels, threads or available_cores()):
             # Reading counts duplicates too, which do not arrive here.
@@ -119,11 +118,13 @@ def ingest(
                 tally.reject(item.origin, size)
             else:
                 _write(writer, item, size, tally, split_by == "given")
-                if turned_classes and _is_training(item, (*test_groups, *validation_groups)):
-                    for copy, copy_size in turned(item):
+                if _is_training(item, (*test_groups, *validation_groups)):
+                    joiner.keep(item)
+                    for copy, copy_size in turned(item) if turned_classes else ():
                         _write(writer, copy, copy_size, tally, split_by == "given")
         progress.update(tally.read - progress.done)
         progress.close()
+        _join(writer, joiner, tally)
         if len(tally.classes) < 2:
             raise InputError(_too_few(tally))
         if split_by == "ratio":
@@ -143,6 +144,7 @@ def _check_options(
     on_bad_image: str,
     layouts: Collection[str],
     turned_classes: bool,
+    joined_classes: int,
 ) -> None:
     if split_by not in ("ratio", "group", "given"):
         raise InputError(f"split_by={split_by!r}: choose ratio, group or given")
@@ -150,11 +152,17 @@ def _check_options(
         raise InputError(f"split_by={split_by}: layout={','.join(layouts)} has splits; leave split_by out")
     if split_by == "group" and not test_groups:
         raise InputError("split_by=group needs test_groups: name the groups to test on")
-    if turned_classes and split_by == "ratio":
-        raise InputError(
-            "turned_classes=true needs to know beforehand which classes are for training: set split_by=group with "
-            "test_groups, or split_by=given"
-        )
+    if joined_classes < 0:
+        raise InputError(f"joined_classes={joined_classes} is wrong: give a number of classes, or 0")
+    for setting, wanted in (
+        ("turned_classes=true", turned_classes),
+        (f"joined_classes={joined_classes}", joined_classes),
+    ):
+        if wanted and split_by == "ratio":
+            raise InputError(
+                f"{setting} needs to know beforehand which classes are for training: set split_by=group with "
+                "test_groups, or split_by=given"
+            )
     if on_bad_image not in ("skip", "error"):
         raise InputError(f"on_bad_image={on_bad_image!r}: choose skip or error")
 
@@ -190,6 +198,23 @@ def _write(writer: CatalogWriter, item: Item, size: tuple[int, int], tally: Tall
         tracklet=item.labels.tracklet,
         frame=item.labels.frame,
     )
+
+
+def _join(writer: CatalogWriter, joiner: Joiner, tally: Tally) -> None:
+    """Write the classes that are made of others.
+
+    Raises:
+        InputError: If a class has the name of one, or there is nothing to join.
+    """
+    if joiner.count == 0:
+        return
+    if taken := next((name for name in tally.classes if name.startswith(f"{GROUP}/")), None):
+        raise InputError(f"class {taken!r} is named like a joined one: rename it, or set joined_classes=0")
+    progress = Progress("classes joined", joiner.count)
+    for item, size in joiner.joined():
+        _write(writer, item, size, tally, given=True)
+        progress.update(int(item.path.endswith("/0")))
+    progress.close()
 
 
 def _checked(

@@ -34,9 +34,11 @@ class IngestJob:
     validation_groups: list[str] = field(default_factory=list)
     """Groups for validation (group)."""
     seed: int = 0
-    """Key of the split (ratio)."""
+    """Key of the split (ratio), and of joined classes."""
     turned_classes: bool = False
     """Whether classes for training are there four times, turned by quarters as classes of their own (group, given)."""
+    joined_classes: int = 0
+    """How many classes for training are added, each two or three others drawn into one (group, given)."""
     allow_shared_classes: bool = False
     """Accept a class in training and in test (given)."""
     on_bad_image: Literal["skip", "error"] = "skip"
