@@ -98,6 +98,11 @@ def _check_clips(config: Config) -> None:
             )
     else:
         _at_least("model.frames_per_clip", model.frames_per_clip, 1)
+        if model.framing:
+            raise ConfigError(
+                f"model.framing={model.framing} brings what moves in a clip to one place in every frame: set "
+                "model.framing=0.0"
+            )
         if config.tracking.name == "mlflow" and config.tracking.register is not None:
             raise ConfigError(
                 f"tracking.register={config.tracking.register} makes a model that takes single images, and "

@@ -131,6 +131,7 @@ def _embedder(spec: AnySpec, trunk: nn.Module, attribute_values: Mapping[str, Se
         attribute_groups=spec.attribute_groups,
         norm=_local_norm(spec),
         views=spec.views,
+        framing=spec.framing,
     )
 
 

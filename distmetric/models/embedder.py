@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distmetric.errors import ConfigError, InputError
 from distmetric.functional.distances import at_least_float32, unit_length
+from distmetric.models.framing import framed
 from distmetric.models.norm import Norm
 from distmetric.models.pooling import pooling_layer
 from distmetric.models.probe import dry_run
@@ -53,6 +54,8 @@ class Embedder(nn.Module):
         norm: Normalization in the attribute attention.
         views: In how many ways an image is seen where the model is not in training mode (`models/views.py`): its
             embedding is the mean of theirs, scaled to length one where they are, its logits are the mean of theirs.
+        framing: Fraction of the image that the longer side of its content is brought to, in the middle
+            (`models/framing.py`), before anything else looks at it; 0 for images as they are.
 
     Attributes:
         embedding_dim: Length D of an embedding.
@@ -85,6 +88,7 @@ class Embedder(nn.Module):
         attribute_groups: Sequence[Sequence[str]] | None = None,
         norm: Norm = "batch",
         views: int = 1,
+        framing: float = 0.0,
     ) -> None:
         super().__init__()
         if len(image_mean) != len(image_std) or not image_mean or min(image_std) <= 0:
@@ -98,6 +102,7 @@ class Embedder(nn.Module):
         self.pooling: nn.Module = pooling_layer(pooling)
         self.normalize = normalize
         self.views = views
+        self.framing = framing
         self.embedding_dim = embedding_dim
         self.channels = image_shape[0] if image_shape else (len(image_mean) if len(image_mean) > 1 else None)
         repeats = self.channels if self.channels and len(image_mean) == 1 else 1
@@ -227,6 +232,8 @@ class Embedder(nn.Module):
         scaled = images.to(self.image_mean.dtype)
         if images.dtype == torch.uint8:
             scaled = scaled / 255
+        if self.framing:
+            scaled = framed(scaled, self.framing)
         return (scaled - self.image_mean) / self.image_std
 
     def _pool(self, features: Tensor) -> Tensor:

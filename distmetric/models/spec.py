@@ -36,6 +36,8 @@ class EmbedderSpec:
     """Whether embeddings are scaled to length one."""
     views: int = 1
     """In how many slightly turned, shifted and scaled ways a trained model sees an image, to average: 1 to 9."""
+    framing: float = 0.0
+    """Fraction of the image that the longer side of what is drawn on it is brought to, in the middle; 0.0: as it is."""
     image_mean: list[float] | None = None
     """Mean per channel to subtract from images in [0, 1]; null takes the trunk's own, else 0.5."""
     image_std: list[float] | None = None
@@ -53,6 +55,10 @@ class EmbedderSpec:
         Raises:
             ValueError: If it is none, or there are too many or none.
         """
+        if not 0 <= self.framing <= 1:
+            raise ValueError(
+                f"framing={self.framing} is wrong: give a fraction of the image, such as 0.8, or 0.0"
+            )
         if not 1 <= self.views <= MAX_VIEWS:
             raise ValueError(f"views={self.views} is wrong: 1 to {MAX_VIEWS} are known")
         sides = self.image_size if isinstance(self.image_size, list) else [self.image_size] * 2

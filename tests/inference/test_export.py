@@ -119,7 +119,14 @@ def test_safetensors_round_trip_bit_for_bit(trained, exported) -> None:
 
 
 def test_preprocessing_pooling_and_head_are_part_of_the_graph(tmp_path) -> None:
-    settings = {"head": "mlp", "normalize": False, "pooling": "gem", "norm": "sync_batch", "views": 9}
+    settings = {
+        "head": "mlp",
+        "normalize": False,
+        "pooling": "gem",
+        "norm": "sync_batch",
+        "views": 9,
+        "framing": 0.7,
+    }
     embedder, images = rgb_embedder(image_mean=[0.2, 0.5, 0.7], image_std=[0.3, 0.2, 0.1], **settings)
     export_onnx(embedder, images.shape[1:], tmp_path / "m.onnx", {})
     assert onnx_difference(tmp_path / "m.onnx", embedder, images, [1, 4, 9]) < 1e-5

@@ -279,6 +279,10 @@ def test_attributes_that_change_within_a_tracklet_are_one_line(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["model.frames_per_clip=4", "model.framing=0.8"],
+            r"model.framing=0.8 brings what moves .* model.framing=0.0",
+        ),
         (["data=glyphs", "model.frames_per_clip=4"], r"glyphs do not move: set data=moving_glyphs, or"),
         (
             ["model.temporal=attention"],
