@@ -61,7 +61,8 @@ clean: ## remove .venv and caches; outputs/ stays
 
 # The stamp is written last: an interrupted installation is taken up again. An interpreter counts only if it runs
 # (version managers leave commands that do not), is new enough and can make environments. Without --no-compile half
-# of the time would go into bytecode of modules that nothing here imports.
+# of the time would go into bytecode of modules that nothing here imports; what is imported is compiled at the end, or
+# every process would do it again where PYTHONDONTWRITEBYTECODE is set, as images of containers often have it.
 $(STAMP): pyproject.toml constraints.txt
 	@found=; recent='sys.exit(sys.version_info < (3, 11))'; \
 	if ! $(BIN)/python -c "import sys, pip; $$recent" 2>/dev/null; then \
@@ -76,4 +77,6 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	@echo "installing into $(VENV), once: a few minutes" >&2
 	@$(BIN)/python -m pip install -qq --no-compile --constraint constraints.txt --editable '.[dev]'
+	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'import torch._dynamo, ray.train.torch, ray.tune, mlflow.pyfunc, \
+	    matplotlib.pyplot, sklearn.manifold, scipy.stats, hydra, faiss, pyarrow.dataset, hypothesis, pytest'
 	@touch $(STAMP)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -45,11 +46,11 @@ def study_pages(job: StudyJob, runs: Sequence[MeasuredRun], seconds: float) -> d
         "cpus": os.cpu_count(),
         "seconds": seconds,
         "runs": [asdict(run) for run in runs],
-        "cells": [asdict(cell) for cell in cells],
+        "cells": [_plain(cell) for cell in cells],
     }
     return {
         MARKDOWN: masked(_markdown(job, runs, entries)),
-        NUMBERS: json.dumps(masked(dict(numbers)), indent=1),
+        NUMBERS: json.dumps(masked(dict(numbers)), indent=1, allow_nan=False),
         FIGURE: figure.getvalue(),
     }
 
@@ -76,6 +77,15 @@ def _named(run: MeasuredRun) -> str:
 def _command(job: StudyJob) -> str:
     given = [f'"{to_override("train", job.train)}"'] if job.train else []
     return " ".join(["python jobs/study.py", f"study={job.study.name}", *given])
+
+
+def _plain(cell: StudyCell) -> dict[str, Any]:
+    """As JSON has it, which knows no infinity: an interval of a single run has no ends."""
+    values = asdict(cell)
+    for interval in filter(None, (values["value"], values["difference"])):
+        for end in ("low", "high"):
+            interval[end] = interval[end] if math.isfinite(interval[end]) else None
+    return values
 
 
 def _entry(cell: StudyCell) -> Entry:

@@ -34,9 +34,11 @@ REQUIRED = {
     "loss=custom": ["loss.target=pytorch_metric_learning.losses.SupConLoss"],
     **{
         f"experiment={name}": ["data.path=x"]
-        for name in ("omniglot", "cub200", "cars196", "sop", "inshop", "market1501", "market1501_attributes")
+        for name in (
+            *("omniglot", "omniglot_best", "cub200", "cars196", "sop", "inshop", "market1501"),
+            *("market1501_attributes", "webface"),
+        )
     },
-    "experiment=webface": ["data.path=x"],
     "protocol=lfw": ["protocol.pairs=x"],
 }
 JOBS: dict[str, tuple[type[Any], list[str]]] = {

@@ -107,3 +107,16 @@ def test_the_pages_tell_the_question_the_command_and_what_failed() -> None:
     numbers = json.loads(pages["study.json"])
     assert [run["status"] for run in numbers["runs"]] == ["finished", "finished", "failed", "waiting"]
     assert numbers["cells"][0]["value"]["mean"] == pytest.approx(0.6)
+
+
+def test_the_numbers_are_json_that_any_reader_takes() -> None:
+    own = [
+        "study.arms={plain: {}, other: {optim.lr: 0.5}}",
+        "study.measures=[recall]",
+        "study.baseline=plain",
+    ]
+    found = runs({("plain", ""): [0.5], ("other", ""): [0.75]})
+    pages = study_pages(load("study", StudyJob, own), found, 1.0)
+    cells = json.loads(pages["study.json"], parse_constant=pytest.fail)["cells"]
+    assert cells[0]["value"] == {"mean": 0.5, "low": None, "high": None, "count": 1}
+    assert cells[1]["difference"] == {"mean": 0.25, "low": None, "high": None, "count": 1}
