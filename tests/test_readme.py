@@ -253,6 +253,22 @@ CHECKS: dict[str, Check] = {
     "protocol.within_groups=true": gives(
         lambda _, result: 0 <= result["metrics"]["accuracy"] <= 1, "protocol.ways=3"
     ),
+    "python jobs/ingest.py 'source=[images_background_small1.zip,images_background_small2.zip]' "
+    "out=omniglot_best.arrow split_by=group 'test_groups=[Sanskrit,Tagalog]' turned_classes=true "
+    "joined_classes=2000": gives(
+        lambda _, result: result["split_classes"] == {"train": 4 * 9 + 5, "test": 6}, "joined_classes=5"
+    ),
+    "python jobs/train.py experiment=omniglot_best data.path=omniglot_best.arrow name=omniglot_best": gives(
+        lambda _, result: result["step"] == 4,
+        *(*TINY, "model.widths=[8,8]", "trainer.num_workers=1", "report=false", "train.precision=float32"),
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/omniglot_best protocol=episodes protocol.ways=20": gives(
+        lambda _, result: 0 <= result["metrics"]["accuracy"] <= 1, "protocol.ways=3"
+    ),
+    "python jobs/evaluate.py checkpoint=outputs/omniglot_best protocol=episodes protocol.ways=20 "
+    "protocol.within_groups=true": gives(
+        lambda _, result: 0 <= result["metrics"]["accuracy"] <= 1, "protocol.ways=3"
+    ),
     "python jobs/ingest.py layout=cub200 source=CUB_200_2011.tgz out=cub200.arrow": gives(
         lambda _, result: result["split_classes"] == {"train": 100, "test": 100}
     ),

@@ -38,6 +38,7 @@ from distmetric.losses.soft_triple import SoftTripleLoss, SoftTripleLossConfig
 from distmetric.losses.supcon import SupConLoss, SupConLossConfig
 from distmetric.losses.triplet import TripletLoss, TripletLossConfig
 from distmetric.losses.weighted_sum import WeightedSumLoss
+from distmetric.losses.whole_batch import CustomLossConfig, WholeBatchLoss
 
 __all__ = [
     "ArcFaceLoss",
@@ -56,6 +57,7 @@ __all__ = [
     "CosFaceLossConfig",
     "CrossBatchMemory",
     "CrossBatchMemoryConfig",
+    "CustomLossConfig",
     "GeneralizedLiftedStructureLoss",
     "GeneralizedLiftedStructureLossConfig",
     "LiftedStructureLoss",
@@ -82,5 +84,6 @@ __all__ = [
     "WeightedPartConfig",
     "WeightedSumLoss",
     "WeightedSumLossConfig",
+    "WholeBatchLoss",
     "build_loss",
 ]

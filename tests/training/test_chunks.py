@@ -49,7 +49,14 @@ def assert_same(found: Outcome, expected: Outcome, is_main: bool = True) -> None
 
 
 CASES = [
-    *(pytest.param((f"loss={name}",), id=name) for name in names("loss")),
+    *(pytest.param((f"loss={name}",), id=name) for name in names("loss") if name != "custom"),
+    pytest.param(
+        (
+            *("loss=custom", "loss.target=pytorch_metric_learning.losses.SupConLoss"),
+            "allow_custom_targets=true",
+        ),
+        id="custom",
+    ),
     *(pytest.param(("loss=triplet", f"miner={name}"), id=name) for name in names("miner") if name != "none"),
     pytest.param(("loss=aitl", "model.attributes_detached=false"), id="attributes_that_train_the_trunk"),
     pytest.param(("loss=triplet", "model.head=mlp", "optim=sgd"), id="mlp"),
