@@ -28,6 +28,8 @@ from distmetric.training.worker import Worker
 
 CPU = torch.device("cpu")
 FEW_GLYPHS = ("data.max_classes=60",)
+# What `loss=custom` needs beside its name.
+LOSS_OF_OTHERS = ("loss.target=pytorch_metric_learning.losses.SupConLoss", "allow_custom_targets=true")
 
 
 def default_config() -> Config:

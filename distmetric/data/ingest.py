@@ -211,9 +211,10 @@ def _join(writer: CatalogWriter, joiner: Joiner, tally: Tally) -> None:
     if taken := next((name for name in tally.classes if name.startswith(f"{GROUP}/")), None):
         raise InputError(f"class {taken!r} is named like a joined one: rename it, or set joined_classes=0")
     progress = Progress("classes joined", joiner.count)
-    for item, size in joiner.joined():
-        _write(writer, item, size, tally, given=True)
-        progress.update(int(item.path.endswith("/0")))
+    for images in joiner.joined():
+        for item, size in images:
+            _write(writer, item, size, tally, given=True)
+        progress.update(1)
     progress.close()
 
 

@@ -12,13 +12,14 @@ from PIL import Image, ImageChops
 
 from distmetric.data.decode import flatten, upright_image
 from distmetric.data.items import Item, Labels
+from distmetric.data.turned import TURNS
 from distmetric.errors import InputError
 
 GROUP = "joined"
 """Group of all classes that were made of others; their names are joined/0, joined/1, ..."""
 _KEPT = 64  # images of a class
 _SMALLEST, _LARGEST = 0.45, 0.8
-_TURNS = (None, Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_270)
+_QUARTERS = (None, *TURNS.values())
 
 
 class _Part(NamedTuple):
@@ -55,12 +56,11 @@ class Joiner:
 
     def keep(self, item: Item) -> None:
         """Hold an image for training, which can be decoded."""
-        images = self._images.setdefault(item.class_name, [])
-        if self.count and len(images) < _KEPT:
+        if self.count and len(images := self._images.setdefault(item.class_name, [])) < _KEPT:
             images.append(item.data)
 
-    def joined(self) -> Iterator[tuple[Item, tuple[int, int]]]:
-        """The images of the new classes, one class after the other, each with its width and height.
+    def joined(self) -> Iterator[list[tuple[Item, tuple[int, int]]]]:
+        """The images of the new classes, class by class, each with its width and height.
 
         Raises:
             InputError: If there are fewer than two classes to join.
@@ -81,17 +81,19 @@ class Joiner:
                 )
                 for _ in range(2 if draw.random() < 0.75 else 3)
             ]
-            shuffled = [
-                draw.sample(self._images[part.class_name], len(self._images[part.class_name]))
-                for part in parts
+            kept = [self._images[part.class_name] for part in parts]
+            shuffled = [draw.sample(images, len(images)) for images in kept]
+            labels = Labels(f"{GROUP}/{number}", GROUP, split="train")
+            yield [
+                _stored(_drawn(parts, images), f"{labels.class_name}/{place}", labels)
+                for place, images in enumerate(zip(*shuffled, strict=False))
             ]
-            name = f"{GROUP}/{number}"
-            for place, images in enumerate(zip(*shuffled, strict=False)):
-                image, path = _drawn(parts, images), f"{name}/{place}"
-                stored = io.BytesIO()
-                image.save(stored, "PNG")
-                labels = Labels(name, GROUP, split="train")
-                yield Item(path, path, labels, stored.getvalue()), image.size
+
+
+def _stored(image: Image.Image, path: str, labels: Labels) -> tuple[Item, tuple[int, int]]:
+    stored = io.BytesIO()
+    image.save(stored, "PNG")
+    return Item(path, path, labels, stored.getvalue()), image.size
 
 
 def _drawn(parts: Sequence[_Part], images: Sequence[bytes]) -> Image.Image:
@@ -116,7 +118,7 @@ def _drawn(parts: Sequence[_Part], images: Sequence[bytes]) -> Image.Image:
 def _turned(data: bytes, quarters: int) -> Image.Image:
     with upright_image(data) as upright:
         gray = upright.mode in ("1", "L", "LA", "I", "I;16")
-        image, turn = flatten(upright, "L" if gray else "RGB"), _TURNS[quarters]
+        image, turn = flatten(upright, "L" if gray else "RGB"), _QUARTERS[quarters]
         return image.copy() if turn is None else image.transpose(turn)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from distmetric.data.decode import flatten, upright_image
 from distmetric.data.items import Item
 
-_TURNS = {
+TURNS = {
     90: Image.Transpose.ROTATE_90,
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_270,
@@ -30,7 +30,7 @@ def turned(item: Item) -> Iterator[tuple[Item, tuple[int, int]]]:
     """
     with upright_image(item.data) as upright:
         image = upright if upright.mode in _MODES else flatten(upright, "RGB")
-        for degrees, turn in _TURNS.items():
+        for degrees, turn in TURNS.items():
             stored, name, copy = io.BytesIO(), item.labels.tracklet, image.transpose(turn)
             copy.save(stored, "PNG")
             labels = replace(

@@ -36,20 +36,13 @@ def framed(images: Tensor, fraction: float) -> Tensor:
     # From -1 to 1 over the image: middle and half length of the content along each axis.
     (down, half_height), (right, half_width) = _extent(drawn.amax(2)), _extent(drawn.amax(1))
     factor = torch.maximum(half_height, half_width) / fraction
-    nothing = torch.zeros_like(factor)
-    matrices = torch.stack([factor, nothing, right, nothing, factor, down], 1).view(-1, 2, 3)
     # Not `F.affine_grid`: its size would be a number that never changes in an export.
-    across, along = (_centers(count, images) for count in (width, height))
-    points = torch.stack(
-        [
-            across.expand(height, width),
-            along[:, None].expand(height, width),
-            torch.ones_like(across).expand(height, width),
-        ],
-        2,
+    across = factor[:, None] * _centers(width, images) + right[:, None]
+    along = factor[:, None] * _centers(height, images) + down[:, None]
+    grid = torch.stack(
+        [across[:, None].expand(-1, height, -1), along[:, :, None].expand(-1, -1, width)], dim=3
     )
-    grid = points.view(1, -1, 3) @ matrices.transpose(1, 2)
-    return F.grid_sample(images, grid.view(-1, height, width, 2), padding_mode="border", align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def _extent(lines: Tensor) -> tuple[Tensor, Tensor]:

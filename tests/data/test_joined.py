@@ -37,7 +37,8 @@ def joined(images: dict[str, list[bytes]], count: int, seed: int = 0) -> list[tu
     for name, kept in images.items():
         for place, data in enumerate(kept):
             joiner.keep(Item(f"{name}/{place}", f"{name}/{place}", Labels(name), data))
-    return [(item.class_name, np.asarray(Image.open(io.BytesIO(item.data)))) for item, _ in joiner.joined()]
+    found = [item for images in joiner.joined() for item, _ in images]
+    return [(item.class_name, np.asarray(Image.open(io.BytesIO(item.data)))) for item in found]
 
 
 def test_a_joined_image_shows_every_part_and_only_lines_of_parts() -> None:

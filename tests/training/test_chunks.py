@@ -14,7 +14,7 @@ from distmetric.training.model_pass import AugmentedImages
 from distmetric.training.notices import read_notices
 from poison import Poison, poisoned_run, states
 from processes import run_ranks
-from runs import final_state, run_once, tensors_of, tiny_config
+from runs import LOSS_OF_OTHERS, final_state, run_once, tensors_of, tiny_config
 
 CONF = Path(__file__).parents[2] / "conf"
 EXACT = (
@@ -50,13 +50,7 @@ def assert_same(found: Outcome, expected: Outcome, is_main: bool = True) -> None
 
 CASES = [
     *(pytest.param((f"loss={name}",), id=name) for name in names("loss") if name != "custom"),
-    pytest.param(
-        (
-            *("loss=custom", "loss.target=pytorch_metric_learning.losses.SupConLoss"),
-            "allow_custom_targets=true",
-        ),
-        id="custom",
-    ),
+    pytest.param(("loss=custom", *LOSS_OF_OTHERS), id="custom"),
     *(pytest.param(("loss=triplet", f"miner={name}"), id=name) for name in names("miner") if name != "none"),
     pytest.param(("loss=aitl", "model.attributes_detached=false"), id="attributes_that_train_the_trunk"),
     pytest.param(("loss=triplet", "model.head=mlp", "optim=sgd"), id="mlp"),

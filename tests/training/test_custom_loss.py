@@ -14,12 +14,12 @@ from distmetric.config.validate import validate
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ConfigError
 from processes import run_ranks
-from runs import run_once, tiny_config
+from runs import LOSS_OF_OTHERS, run_once, tiny_config
 
 STEPS = 12
 PEERS = load("study", StudyJob, ["study=peers", "study.seeds=[0]", "allow_custom_targets=true"])
 NAMES = sorted({arm.partition(",")[0] for arm in PEERS.study.arms})
-SUPCON = "loss.target=pytorch_metric_learning.losses.SupConLoss"
+SUPCON = LOSS_OF_OTHERS[0]
 
 
 def losses_of(cache: Path, folder: Path, *overrides: str, replica: Replica | None = None) -> list[float]:

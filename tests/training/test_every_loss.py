@@ -10,7 +10,7 @@ import torch
 from distmetric.distributed.replica import Replica
 from distmetric.errors import ConfigError
 from distmetric.training.worker import Worker
-from runs import ListTracker, run_once, tiny_config
+from runs import LOSS_OF_OTHERS, ListTracker, run_once, tiny_config
 
 CPU = torch.device("cpu")
 LOSSES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "loss").glob("*.yaml"))
@@ -19,7 +19,7 @@ STEPS = 40
 SETTINGS: dict[str, list[str]] = {
     # While a memory fills, the loss is over ever more pairs: a small one is full at once.
     "cross_batch_memory": ["loss.memory_size=64"],
-    "custom": ["loss.target=pytorch_metric_learning.losses.SupConLoss", "allow_custom_targets=true"],
+    "custom": [*LOSS_OF_OTHERS],
 }
 
 

@@ -22,7 +22,7 @@ from distmetric.losses.triplet import TripletLoss
 from distmetric.miners.build import build_miner
 from distmetric.training.finite_steps import FiniteSteps
 from distmetric.training.optimizer import build_optimizer, clip_gradients
-from runs import tiny_config
+from runs import LOSS_OF_OTHERS, tiny_config
 
 CONF = Path(__file__).parents[2] / "conf"
 LOSSES, MINERS = (sorted(path.stem for path in (CONF / kind).glob("*.yaml")) for kind in ("loss", "miner"))
@@ -140,7 +140,7 @@ def test_one_embedding_that_is_not_finite_is_seen_with_every_loss_and_miner(
 ) -> None:
     """Some miners pass over such a row, so that loss and gradient are finite; and none of them may raise."""
     attributes = "attribute" in name or name.startswith("aitl")
-    needed = ["loss.target=pytorch_metric_learning.losses.SupConLoss"] if name == "custom" else []
+    needed = LOSS_OF_OTHERS if name == "custom" else ()
     config = tiny_config(tmp_path, f"loss={name}", *needed, f"miner={miner}")
     chosen = build_miner(config.miner, 0)
     loss = build_loss(config.loss, LossContext([4] * 8, 4, 0, chosen, allow_custom_targets=True))
