@@ -12,8 +12,14 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 
+from catalogs import write_catalog
 from distmetric.cluster import fit as fit_module
-from distmetric.cluster.fit import FitResult
+from distmetric.cluster.fit import FitResult, checked
+from distmetric.config.compose import load
+from distmetric.config.decode import decode
+from distmetric.config.jobs import StudyJob
+from distmetric.config.schema import Config
+from distmetric.config.study_plan import plan_study
 from distmetric.errors import InputError, ResourceError
 from distmetric.inference import run_report
 from runs import FEW_GLYPHS, tiny_config
@@ -77,3 +83,21 @@ def test_a_report_that_cannot_be_made_costs_neither_the_training_nor_its_registe
         f"the training has ended well, with its best checkpoint in {result.checkpoint}, but there is no report: "
         f"{error}; then resume={tmp_path} makes it"
     )
+
+
+@pytest.mark.parametrize("name", ["losses", "attributes", "gathering", "hardness", "staleness", "peers"])
+def test_the_studies_that_come_along_take_data_of_ones_own(name, tmp_path) -> None:
+    of_class = [(f"c{number:03}", "train" if number < 64 else "test") for number in range(66)]
+    rows = [(b"image", *of) for of in of_class for _ in range(4)]
+    own = {"attributes": [{"drawer": str(number % 4)} for number in range(len(rows))]}
+    write_catalog(tmp_path / "own.arrow", rows, **(own if name == "attributes" else {}))
+    train = f"experiment: omniglot, data.path: {tmp_path}/own.arrow"
+    if name == "attributes":
+        train += ", model.attributes: [drawer]"
+    job = load(
+        "study",
+        StudyJob,
+        [f"study={name}", "study.seeds=[0]", f"train={{{train}}}", "allow_custom_targets=true"],
+    )
+    for trial in plan_study(job).trials.trials:
+        checked(decode(Config, {**trial.config, "output_dir": str(tmp_path)}))
