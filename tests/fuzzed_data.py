@@ -26,7 +26,9 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +44,8 @@ from distmetric.data.catalog import Catalog
 from distmetric.data.catalog_writer import CatalogWriter
 from distmetric.data.decode import BadImageError, ImageStore, check_image, decode_image
 from distmetric.data.ingest import ingest
+from distmetric.data.items import Item, Labels
+from distmetric.data.joined import Joiner
 from distmetric.data.layouts import inshop
 from distmetric.data.layouts.annotations import Annotation, LayoutFiles
 from distmetric.data.layouts.market1501_attributes import VALUES, read_attributes
@@ -49,6 +53,7 @@ from distmetric.data.locations import locate
 from distmetric.data.manifest import read_manifest
 from distmetric.data.splits import SPLITS
 from distmetric.data.trees import open_tree
+from distmetric.data.turned import turned
 from distmetric.errors import UserError
 from distmetric.index.arrays import read_arrays, write_arrays
 from distmetric.index.embedding_file import embedding_shape, read_embedding_file
@@ -204,7 +209,18 @@ def _read_image(path: Path) -> bool:
             assert size is None, "what was checked has to be decoded when it is trained on"
         else:
             assert (pixels.shape, pixels.dtype) == ((channels, 7, 9), np.uint8)
+    if size is not None:
+        _make_others_of(data)
     return size is not None
+
+
+def _make_others_of(image: bytes) -> None:
+    """What ingest makes of an image that it takes, turned and joined, has to be one that it takes."""
+    item, joiner = Item("x.png", "x.png", Labels("a"), image), Joiner(2, seed=0)
+    joiner.keep(item)
+    joiner.keep(replace(item, labels=Labels("b")))
+    for made, size in chain(turned(item), *joiner.joined()):
+        assert check_image(made.data) == size
 
 
 # ---- sources of ingest

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -204,6 +205,11 @@ def flatten(image: Image.Image, mode: str) -> Image.Image:
         colored = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colored.size, "white"), colored)
     return image if image.mode == mode else image.convert(mode)
+
+
+def flat_mode(image: Image.Image) -> Literal["L", "RGB"]:
+    """What `flatten` loses no colors by: L for an image that has none by its mode, else RGB."""
+    return "L" if image.mode in ("1", "L", "LA", "La") or image.mode.startswith(("I", "F")) else "RGB"
 
 
 def _to_8_bit(values: npt.NDArray[np.generic]) -> Pixels:

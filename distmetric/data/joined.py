@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageChops
 
-from distmetric.data.decode import flatten, upright_image
+from distmetric.data.decode import flat_mode, flatten, upright_image
 from distmetric.data.items import Item, Labels
 from distmetric.data.turned import TURNS
 from distmetric.errors import InputError
@@ -117,8 +117,7 @@ def _drawn(parts: Sequence[_Part], images: Sequence[bytes]) -> Image.Image:
 
 def _turned(data: bytes, quarters: int) -> Image.Image:
     with upright_image(data) as upright:
-        gray = upright.mode in ("1", "L", "LA", "I", "I;16")
-        image, turn = flatten(upright, "L" if gray else "RGB"), _QUARTERS[quarters]
+        image, turn = flatten(upright, flat_mode(upright)), _QUARTERS[quarters]
         return image.copy() if turn is None else image.transpose(turn)
 
 

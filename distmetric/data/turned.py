@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from PIL import Image
 
-from distmetric.data.decode import flatten, upright_image
+from distmetric.data.decode import flat_mode, flatten, upright_image
 from distmetric.data.items import Item
 
 TURNS = {
@@ -16,8 +16,8 @@ TURNS = {
     180: Image.Transpose.ROTATE_180,
     270: Image.Transpose.ROTATE_270,
 }
-# What PNG files can hold; everything else is turned into colors.
-_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I")
+# What PNG files can hold; everything else becomes what it is trained on as, 8 bits of gray or colors.
+_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def turned(item: Item) -> Iterator[tuple[Item, tuple[int, int]]]:
@@ -29,7 +29,7 @@ def turned(item: Item) -> Iterator[tuple[Item, tuple[int, int]]]:
     Source: Santoro et al. 2016, One-shot Learning with Memory-Augmented Neural Networks (arXiv 1605.06065).
     """
     with upright_image(item.data) as upright:
-        image = upright if upright.mode in _MODES else flatten(upright, "RGB")
+        image = upright if upright.mode in _MODES else flatten(upright, flat_mode(upright))
         for degrees, turn in TURNS.items():
             stored, name, copy = io.BytesIO(), item.labels.tracklet, image.transpose(turn)
             copy.save(stored, "PNG")

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from distmetric.data.catalog import Catalog
+from distmetric.data.decode import decode_image
 from distmetric.data.ingest import ingest
 from distmetric.errors import InputError
 from image_sources import FILES, make_folder, make_parquet, make_zip, png, rows_of
@@ -161,6 +162,25 @@ def test_what_png_cannot_hold_and_orientations_are_minded(tmp_path: Path, out: P
     }
     assert (sizes["x/cmyk@90"], sizes["x/cmyk@180"]) == ((3, 5), (5, 3))
     assert (sizes["x/exif@90"], sizes["x/exif@180"]) == ((5, 3), (3, 5))
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
+def test_deep_gray_images_turned_are_trained_on_as_the_others_are(
+    mode: str, dtype: Any, tmp_path: Path, out: Path
+) -> None:
+    stored = io.BytesIO()
+    values = np.arange(15, dtype=dtype).reshape(3, 5) * 4000
+    Image.fromarray(values).save(stored, "TIFF")
+    assert Image.open(io.BytesIO(stored.getvalue())).mode == mode
+    source = make_folder(tmp_path / "in", {"x/0/0.tif": stored.getvalue(), "y/0/0.png": png(1)})
+    ingest([source], out, split_by="group", test_groups=["y"], turned_classes=True)
+    catalog = Catalog.open(out)
+    rows = {catalog.label_names[label]: catalog.image_bytes(row) for row, label in enumerate(catalog.labels)}
+    upright = decode_image(rows["x/0"], (3, 5), 1)
+    assert len(np.unique(upright)) == 15
+    for degrees, size in ((90, (5, 3)), (180, (3, 5)), (270, (5, 3))):
+        turned = decode_image(rows[f"x/0@{degrees}"], size, 1)
+        np.testing.assert_array_equal(turned[0], np.rot90(upright[0], degrees // 90))
 
 
 def test_ratio_splits_are_seeded_and_class_disjoint(tmp_path: Path, out: Path) -> None:
