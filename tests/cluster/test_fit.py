@@ -62,6 +62,31 @@ def test_a_diverging_run_fails_once_truthfully_and_in_one_line(glyph_cache, tmp_
     assert found.data.tags["distmetric.data_fingerprint"] == run["fingerprint"]
 
 
+@pytest.mark.ray
+def test_workers_say_nothing_of_what_their_libraries_do(glyph_cache, tmp_path) -> None:
+    overrides = [
+        *("debug=tiny", *FEW_GLYPHS, "train.steps=20", "report=false", "tracking=none"),
+        *("sampler=hard_neighbors", "sampler.classes_per_batch=8", "sampler.samples_per_class=4"),
+        *("sampler.round_steps=5", "sampler.warmup_steps=5"),
+        *("index=inline", "index.refresh_steps=10"),  # workers load FAISS, which tells how it is loaded
+    ]
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "jobs/train.py",
+            *overrides,
+            f"output_dir={tmp_path}",
+            f"data.cache_dir={glyph_cache}",
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert [line for line in ran.stderr.splitlines() if "Worker pid=" in line] == []
+
+
 @pytest.mark.parametrize("error", [ResourceError("the disk is full"), InputError("an image is damaged")])
 def test_a_report_that_cannot_be_made_costs_neither_the_training_nor_its_registered_model(
     error, glyph_cache, tmp_path, monkeypatch
