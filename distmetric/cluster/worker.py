@@ -43,7 +43,6 @@ def train_worker(payload: dict[str, Any]) -> dict[str, Any]:
     startup = StartUp.taken_over(payload["startup"])
     if startup is not None:
         startup.mark("workers")
-    logging.basicConfig(format="%(levelname)s %(message)s")
     logging.getLogger().setLevel(logging.WARNING)  # which Ray Train has set to tell every library's progress
     # Why a worker fails is told once, by the driver. Not in `quiet_ray`: Ray Train sets its loggers up after that.
     logging.getLogger("ray.train.v2._internal.util").setLevel(logging.CRITICAL)

@@ -22,6 +22,7 @@ from distmetric.config.schema import Config
 from distmetric.config.study_plan import plan_study
 from distmetric.errors import InputError, ResourceError
 from distmetric.inference import run_report
+from drivers import start
 from runs import FEW_GLYPHS, tiny_config
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,21 +71,12 @@ def test_workers_say_nothing_of_what_their_libraries_do(glyph_cache, tmp_path) -
         *("sampler.round_steps=5", "sampler.warmup_steps=5"),
         *("index=inline", "index.refresh_steps=10"),  # workers load FAISS, which tells how it is loaded
     ]
-    ran = subprocess.run(
-        [
-            sys.executable,
-            "jobs/train.py",
-            *overrides,
-            f"output_dir={tmp_path}",
-            f"data.cache_dir={glyph_cache}",
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    assert [line for line in ran.stderr.splitlines() if "Worker pid=" in line] == []
+    log = tmp_path / "log"
+    driver = start(*overrides, f"output_dir={tmp_path}", f"data.cache_dir={glyph_cache}", log=log)
+    driver.communicate(timeout=600)
+    said = log.read_text()
+    assert driver.returncode == 0, said[-3000:]
+    assert [line for line in said.splitlines() if "Worker pid=" in line] == []
 
 
 @pytest.mark.parametrize("error", [ResourceError("the disk is full"), InputError("an image is damaged")])
