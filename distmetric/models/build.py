@@ -132,6 +132,7 @@ def _embedder(spec: AnySpec, trunk: nn.Module, attribute_values: Mapping[str, Se
         norm=_local_norm(spec),
         views=spec.views,
         framing=spec.framing,
+        whitening=spec.whitening,
     )
 
 

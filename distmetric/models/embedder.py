@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,13 @@ class Embedder(nn.Module):
             embedding is the mean of theirs, scaled to length one where they are, its logits are the mean of theirs.
         framing: Fraction of the image that the longer side of its content is brought to, in the middle
             (`models/framing.py`), before anything else looks at it; 0 for images as they are.
+        whitening: Whether embeddings are whitened within classes where the model is not in training mode
+            (`models/whitening.py`); evaluations in training compute how, until then nothing changes.
 
     Attributes:
         embedding_dim: Length D of an embedding.
         attribute_values: As given.
+        whitening: (D, D) what embeddings are multiplied by, symmetric; None where nothing is whitened.
 
     Raises:
         ConfigError: Head "none" with another D, or means and deviations that do not fit together, or groups that do not
@@ -71,6 +75,7 @@ class Embedder(nn.Module):
 
     image_mean: Tensor
     image_std: Tensor
+    whitening: Tensor | None
 
     def __init__(
         self,
@@ -89,6 +94,7 @@ class Embedder(nn.Module):
         norm: Norm = "batch",
         views: int = 1,
         framing: float = 0.0,
+        whitening: bool = False,
     ) -> None:
         super().__init__()
         if len(image_mean) != len(image_std) or not image_mean or min(image_std) <= 0:
@@ -104,6 +110,8 @@ class Embedder(nn.Module):
         self.views = views
         self.framing = framing
         self.embedding_dim = embedding_dim
+        self.register_buffer("whitening", torch.eye(embedding_dim) if whitening else None)
+        self._whitens = whitening
         self.channels = image_shape[0] if image_shape else (len(image_mean) if len(image_mean) > 1 else None)
         repeats = self.channels if self.channels and len(image_mean) == 1 else 1
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1).repeat(repeats, 1, 1))
@@ -151,6 +159,8 @@ class Embedder(nn.Module):
             embeddings, logits = self.from_features(self.features(images))
         else:
             embeddings, logits = self._mean_over_views(images)
+        if self._whitens and not self.training:
+            embeddings = self._whitened(embeddings)
         return (embeddings, logits) if with_attributes else embeddings
 
     def _mean_over_views(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -165,6 +175,21 @@ class Embedder(nn.Module):
         embeddings = torch.stack([rows for rows, _ in seen]).mean(0)
         logits = {name: torch.stack([each[name] for _, each in seen]).mean(0) for name in seen[0][1]}
         return unit_length(embeddings) if self.normalize else embeddings, logits
+
+    def _whitened(self, embeddings: Tensor) -> Tensor:
+        assert self.whitening is not None
+        with torch.autocast(embeddings.device.type, enabled=False):
+            rows = embeddings @ self.whitening
+        return unit_length(rows) if self.normalize else rows
+
+    @contextmanager
+    def not_whitened(self) -> Iterator[None]:
+        """Leave embeddings as they are for a block."""
+        whitens, self._whitens = self._whitens, False
+        try:
+            yield
+        finally:
+            self._whitens = whitens
 
     def features(self, images: Tensor) -> Tensor:
         """The first and costly part of `forward`, sample by sample: trunk and pooling, -> (B, F)."""

@@ -38,6 +38,8 @@ class EmbedderSpec:
     """In how many slightly turned, shifted and scaled ways a trained model sees an image, to average: 1 to 9."""
     framing: float = 0.0
     """Fraction of the image that the longer side of what is drawn on it is brought to, in the middle; 0.0: as it is."""
+    whitening: bool = False
+    """Whether a trained model counts directions less in which classes scatter, as evaluations in training find them."""
     image_mean: list[float] | None = None
     """Mean per channel to subtract from images in [0, 1]; null takes the trunk's own, else 0.5."""
     image_std: list[float] | None = None

@@ -11,8 +11,8 @@ from torch import Tensor
 # Of each view, beside the image itself: how many times as large, sine of its turn, shift to the right and down as
 # fractions of half a side.
 _VIEWS: Final = (
-    (1.0, 0.14, 0.0, 0.0),
-    (1.0, -0.14, 0.0, 0.0),
+    (1.0, 0.26, 0.0, 0.0),
+    (1.0, -0.26, 0.0, 0.0),
     (1.0, 0.0, 0.07, 0.07),
     (1.0, 0.0, -0.07, -0.07),
     (1.0, 0.0, 0.07, -0.07),
@@ -23,7 +23,7 @@ _VIEWS: Final = (
 
 
 def view(images: Tensor, number: int) -> Tensor:
-    """A view of images: 0 is the images; 1, 2 turn them by 8 degrees, 3 to 6 shift them, 7, 8 enlarge and shrink them.
+    """A view of images: 0 is the images; 1, 2 turn them by 15 degrees, 3 to 6 shift them, 7, 8 enlarge and shrink them.
 
     Args:
         images: (B, C, H, W) floating point.

@@ -63,6 +63,42 @@ def _batches(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.in
         yield rows[start : start + batch_size]
 
 
+def embed_sharded(
+    embedder: Embedder,
+    images: SampleStore,
+    rows: NDArray[np.int64],
+    batch_size: int,
+    replica: Replica,
+    device: torch.device,
+    pause: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """Embed rows as `embed` does, each rank its slice of them.
+
+    Args:
+        embedder: Equal on all ranks.
+        images: Reads the samples of rows.
+        rows: (M,) catalog rows, equal on all ranks.
+        batch_size: Images per forward pass.
+        replica: Who this rank is.
+        device: Where to compute.
+        pause: Called before each pass, equally often by all ranks; what it raises on all of them ends the work.
+
+    Returns:
+        The embeddings of this rank's slice, and (M, D) of all rows, on the device.
+
+    Raises:
+        NonFiniteError: On all ranks, if an embedding is not finite.
+    """
+    sizes = slice_sizes(len(rows), replica.world_size)
+    mine = rank_slice(rows, replica.rank, replica.world_size)
+    own = embed(embedder, images, mine, batch_size, device, pause)
+    for _ in range(ceil(max(sizes) / batch_size) - ceil(len(mine) / batch_size)):
+        pause()
+    everybody = gather(own, replica, sizes)
+    check_embeddings(everybody, lambda place: images.catalog.described(int(rows[place])))
+    return own, everybody
+
+
 @torch.no_grad()
 def evaluate_sharded(
     embedder: Embedder,
@@ -95,13 +131,8 @@ def evaluate_sharded(
     Raises:
         NonFiniteError: On all ranks, if an embedding is not finite.
     """
+    own, everybody = embed_sharded(embedder, images, rows, config.batch_size, replica, device, pause)
     sizes = slice_sizes(len(rows), replica.world_size)
-    mine = rank_slice(rows, replica.rank, replica.world_size)
-    own = embed(embedder, images, mine, config.batch_size, device, pause)
-    for _ in range(ceil(max(sizes) / config.batch_size) - ceil(len(mine) / config.batch_size)):
-        pause()
-    everybody = gather(own, replica, sizes)
-    check_embeddings(everybody, lambda place: images.catalog.described(int(rows[place])))
     all_labels = torch.from_numpy(labels).to(device)
     start = sum(sizes[: replica.rank])
     index = torch.arange(start, start + sizes[replica.rank], device=device)

@@ -60,6 +60,7 @@ from distmetric.training.run_data import (
 )
 from distmetric.training.saved_model import config_dict
 from distmetric.training.stop import EvaluationAbandonedError, StopRequest, Wishes
+from distmetric.training.whitening import whiten, whitening_rows
 
 
 def best_store(config: Config, run_dir: str) -> CheckpointStore:
@@ -253,7 +254,11 @@ class Worker:
         self.health.write()
 
     def _evaluate(self) -> Evaluation:
-        config = self.config
+        config, where = self.config, (self.replica, self.device, self._heed_in_evaluation)
+        if config.model.whitening:
+            labels = self.catalog.labels[self.train_rows]
+            rows = whitening_rows(self.train_rows, labels, config.seed)
+            whiten(self.embedder, self.images, rows, config.eval.batch_size, *where)
         found = evaluate_sharded(
             self.embedder,
             self.images,
@@ -261,9 +266,7 @@ class Worker:
             self.catalog.labels[self.test_rows],
             config.eval,
             config.seed,
-            self.replica,
-            self.device,
-            self._heed_in_evaluation,
+            *where,
         )
         self._latest_metrics = found.metrics.to_dict()
         if self.replica.is_main:

@@ -126,8 +126,10 @@ def test_preprocessing_pooling_and_head_are_part_of_the_graph(tmp_path) -> None:
         "norm": "sync_batch",
         "views": 9,
         "framing": 0.7,
+        "whitening": True,
     }
     embedder, images = rgb_embedder(image_mean=[0.2, 0.5, 0.7], image_std=[0.3, 0.2, 0.1], **settings)
+    embedder.whitening += 0.5
     export_onnx(embedder, images.shape[1:], tmp_path / "m.onnx", {})
     assert onnx_difference(tmp_path / "m.onnx", embedder, images, [1, 4, 9]) < 1e-5
     other, _ = rgb_embedder(image_mean=[0.2, 0.5, 0.6], image_std=[0.3, 0.2, 0.1], **settings)
