@@ -73,15 +73,16 @@ def test_intervals_can_be_left_out(glyph_cache, tmp_path) -> None:
     assert "eval/recall_at_1_low" not in {name for _, metrics in tracker.logged for name in metrics}
 
 
-def records_of(replica: Replica, cache, folder) -> list[dict]:
-    config = tiny_config(cache, *SMALL, "train.precision=float64", "model.norm=sync_batch")
+def records_of(replica: Replica, cache, folder, *overrides: str) -> list[dict]:
+    config = tiny_config(cache, *SMALL, "train.precision=float64", "model.norm=sync_batch", *overrides)
     run_once(config, folder, replica=replica)
     return read_evaluations(str(folder))
 
 
-def test_any_number_of_ranks_leaves_the_same_records(glyph_cache, tmp_path) -> None:
-    one = records_of(Replica(), glyph_cache, tmp_path / "one")
-    three = run_ranks(3, records_of, glyph_cache, tmp_path / "three")[0]
+@pytest.mark.parametrize("overrides", [(), ("model.whitening=true", "model.views=3")])
+def test_any_number_of_ranks_leaves_the_same_records(overrides, glyph_cache, tmp_path) -> None:
+    one = records_of(Replica(), glyph_cache, tmp_path / "one", *overrides)
+    three = run_ranks(3, records_of, glyph_cache, tmp_path / "three", *overrides)[0]
     assert [record["step"] for record in three] == [record["step"] for record in one]
     for ours, single in zip(three, one, strict=True):
         assert ours["metrics"] == pytest.approx(single["metrics"], abs=1e-9)
