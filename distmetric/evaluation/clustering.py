@@ -18,6 +18,7 @@ from distmetric.evaluation.partitions import (
     purity,
 )
 from distmetric.functional.counter_random import uniform
+from distmetric.functional.segments import segment_sum
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ def _assigned(points: Tensor, centers: Tensor, block_bytes: int) -> tuple[Tensor
 def _means(points: Tensor, numbers: Tensor, squared: Tensor, count: int) -> Tensor:
     """(K, D + 2) points of the grid nearest to the means of the clusters; for empty ones the farthest rows."""
     sizes = torch.bincount(numbers, minlength=count)
-    sums = points.new_zeros(count, points.shape[1]).index_add_(0, numbers, points)
+    sums = segment_sum(points, numbers, count)
     centers = (sums / sizes.clamp_min(1).unsqueeze(1)).round_()
     empty = (sizes == 0).nonzero().squeeze(1)
     if len(empty):

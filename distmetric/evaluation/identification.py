@@ -15,6 +15,7 @@ from distmetric.evaluation.distance_grid import GridPoints, are_unit_rows, as_an
 from distmetric.evaluation.inputs import Array, as_embeddings, as_labels
 from distmetric.evaluation.neighbors import BLOCK_BYTES, sum_by_halves
 from distmetric.evaluation.roc import allowed_accepts, check_far, rate_name
+from distmetric.functional.segments import segment_sum
 
 Templates = Literal["nearest", "mean"]
 """What an identity is compared by: the nearest of its gallery rows, or their mean."""
@@ -136,7 +137,7 @@ def _means(gallery: Tensor, identities: Tensor, count: int) -> tuple[Tensor, Ten
     # Whole numbers below 2^53 have the same sum in any order.
     bits = 30 - int(gallery.abs().max().double().frexp().exponent)
     values = (gallery.double() * 2.0**bits).round_()
-    sums = values.new_zeros(count, gallery.shape[1]).index_add_(0, identities, values)
+    sums = segment_sum(values, identities, count)
     means = sums / torch.bincount(identities, minlength=count).unsqueeze(1) * 2.0**-bits
     if are_unit_rows(gallery):
         means /= sum_by_halves(means.square()).sqrt().clamp_min_(torch.finfo(torch.float64).tiny).unsqueeze(1)

@@ -13,8 +13,8 @@ def segment_counts(segments: Tensor, size: int) -> Tensor:
 
 
 def segment_sum(values: Tensor, segments: Tensor, size: int) -> Tensor:
-    """Sum of the (P,) values of each segment, (size,); 0 for an empty one."""
-    return values.new_zeros(size).index_add(0, segments, values)
+    """Sum of the (P, ...) values of each segment, (size, ...); 0 for an empty one."""
+    return values.new_zeros(size, *values.shape[1:]).index_add(0, segments, values)
 
 
 def segment_extreme(values: Tensor, segments: Tensor, size: int, largest: bool) -> Tensor:

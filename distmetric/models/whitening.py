@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from distmetric.functional.segments import segment_sum
+
 SHRINKAGE: Final = 0.1
 """How much of the covariance is replaced by its mean variance along every direction."""
 
@@ -36,16 +38,13 @@ def within_class_whitening(embeddings: Tensor, labels: Tensor, shrinkage: float 
     dim = embeddings.shape[1]
     classes, places, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     exact = embeddings.double()
-    sums = torch.zeros(len(classes), dim, dtype=torch.float64, device=exact.device).index_add_(
-        0, places, exact
-    )
-    off = exact - (sums / counts[:, None])[places]
+    means = segment_sum(exact, places, len(classes)) / counts[:, None]
+    off = exact - means[places]
     covariance = (off.T @ off / max(1, len(off) - len(classes))).cpu()
-    mean = covariance.trace() / dim
+    mean, eye = covariance.trace() / dim, torch.eye(dim, dtype=torch.float64)
     # Equal images leave rounding, not exactly 0.
     if mean <= torch.finfo(embeddings.dtype).eps ** 2:
-        return torch.eye(dim, dtype=torch.float64)
-    eye = torch.eye(dim, dtype=torch.float64)
+        return eye
     values, axes = torch.linalg.eigh((1 - shrinkage) * covariance / mean + shrinkage * eye)
     values = values.clamp_min(torch.finfo(torch.float64).eps * dim)
     inverse_root: Tensor = (axes / values.sqrt()) @ axes.T

@@ -71,7 +71,7 @@ def embed_sharded(
     replica: Replica,
     device: torch.device,
     pause: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Embed rows as `embed` does, each rank its slice of them.
 
     Args:
@@ -84,7 +84,7 @@ def embed_sharded(
         pause: Called before each pass, equally often by all ranks; what it raises on all of them ends the work.
 
     Returns:
-        The embeddings of this rank's slice, and (M, D) of all rows, on the device.
+        (M, D) embeddings of all rows, on the device, equal on all ranks.
 
     Raises:
         NonFiniteError: On all ranks, if an embedding is not finite.
@@ -96,7 +96,7 @@ def embed_sharded(
         pause()
     everybody = gather(own, replica, sizes)
     check_embeddings(everybody, lambda place: images.catalog.described(int(rows[place])))
-    return own, everybody
+    return everybody
 
 
 @torch.no_grad()
@@ -131,13 +131,14 @@ def evaluate_sharded(
     Raises:
         NonFiniteError: On all ranks, if an embedding is not finite.
     """
-    own, everybody = embed_sharded(embedder, images, rows, config.batch_size, replica, device, pause)
+    everybody = embed_sharded(embedder, images, rows, config.batch_size, replica, device, pause)
     sizes = slice_sizes(len(rows), replica.world_size)
     all_labels = torch.from_numpy(labels).to(device)
     start = sum(sizes[: replica.rank])
-    index = torch.arange(start, start + sizes[replica.rank], device=device)
+    mine = slice(start, start + sizes[replica.rank])
+    index = torch.arange(mine.start, mine.stop, device=device)
     pause()
-    measures = query_measures(own, all_labels[index], everybody, all_labels, index, config.ks)
+    measures = query_measures(everybody[mine], all_labels[mine], everybody, all_labels, index, config.ks)
     metrics = RetrievalMetrics.from_measures(
         gather(measures, replica, sizes), config.ks, resamples=config.resamples, seed=seed
     )
@@ -148,7 +149,7 @@ def evaluate_sharded(
             everybody,
             all_labels,
             target_far=config.target_far,
-            own=slice(start, start + sizes[replica.rank]),
+            own=mine,
             add=replica.sum_,
         )
     return Evaluation(metrics, survey)

@@ -71,6 +71,6 @@ def whiten(
     """
     assert embedder.whitening is not None
     with embedder.not_whitened():
-        _, everybody = embed_sharded(embedder, images, rows, batch_size, replica, device, pause)
+        everybody = embed_sharded(embedder, images, rows, batch_size, replica, device, pause)
     labels = torch.from_numpy(images.catalog.labels[rows]).to(device)
     embedder.whitening.copy_(within_class_whitening(everybody, labels))

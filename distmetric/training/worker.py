@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -253,12 +253,14 @@ class Worker:
             self.tracker.log(step, metrics)
         self.health.write()
 
+    @cached_property
+    def _whitening_rows(self) -> NDArray[np.int64]:
+        return whitening_rows(self.train_rows, self.catalog.labels[self.train_rows], self.config.seed)
+
     def _evaluate(self) -> Evaluation:
         config, where = self.config, (self.replica, self.device, self._heed_in_evaluation)
         if config.model.whitening:
-            labels = self.catalog.labels[self.train_rows]
-            rows = whitening_rows(self.train_rows, labels, config.seed)
-            whiten(self.embedder, self.images, rows, config.eval.batch_size, *where)
+            whiten(self.embedder, self.images, self._whitening_rows, config.eval.batch_size, *where)
         found = evaluate_sharded(
             self.embedder,
             self.images,
